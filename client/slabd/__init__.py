@@ -1,0 +1,1 @@
+"""slabd: blocks of a large shared-memory heap, leased from a daemon."""
