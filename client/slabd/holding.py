@@ -1,0 +1,287 @@
+"""What a session holds in this process: one record for each block, and the one view of it that is handed out.
+
+Rules:
+
+1. A block is given back to the daemon only after its anchor is dead (slabd.mapping): no view, slice or array is left.
+2. It is given back once: whoever takes its record out of the `Holdings` does it, and `dict.pop` has one winner.
+3. An anchor may die anywhere, in any thread, inside the garbage collector. Its callback takes no lock and calls nothing
+   that could: it appends to a deque and sounds the wake-up, whose implementations are safe there.
+
+No I/O here: the session asks what to give back, and does it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slabd.errors import LeaseReleased, NotMapped
+from slabd.mapping import exports, is_alive, view_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from slabd.mapping import Mapping
+    from slabd_proto.v1 import pool_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockName:
+    """A granted block's name: the ledger slot and the count of its re-issues."""
+
+    slot: int
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.slot}.{self.generation}"
+
+
+class _RemoteAnchor:
+    """Stands for a block that is not mapped here."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _AnchorRef(weakref.ref[Any]):
+    """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards."""
+
+    __slots__ = ("__weakref__", "holding", "name", "owned", "quiet", "serial")
+
+    serial: int
+    name: BlockName
+    owned: bool
+    quiet: bool  # somebody waits for this death and gives the block back himself
+    holding: weakref.ref[Holding]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """A block whose anchor is dead: to release when the session owns its lease, else to close."""
+
+    name: BlockName
+    owned: bool
+
+
+class Holdings:
+    """All blocks that one session holds in this process."""
+
+    def __init__(self, mapping: Mapping | None, wake: Callable[[], None]) -> None:
+        self._mapping = mapping
+        self._wake = wake
+        self._serials = itertools.count(1)
+        # By serial and not by name: a session may open the same block twice, or open what it shares itself.
+        self._records: dict[int, _AnchorRef] = {}
+        self._dead: deque[int] = deque()
+        self.inherited = False
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether blocks have views."""
+        return self._mapping is not None
+
+    def adopt(self, block: pool_pb2.Block, *, owned: bool) -> Holding:
+        """Take a block that the daemon has granted, or opened, into this process's care."""
+        return Holding(self, next(self._serials), block, owned=owned)
+
+    def anchor(self, holding: Holding) -> tuple[memoryview | None, object | None]:
+        """Make an anchor for a block, watch it, and return the view over it, or the bare anchor without a mapping."""
+        mapping = self._mapping
+        anchor = _RemoteAnchor() if mapping is None else mapping.anchor(holding.offset, holding.usable_size)
+        record = _AnchorRef(anchor, self._on_death)
+        record.serial, record.name, record.owned = holding.serial, holding.name, holding.owned
+        record.quiet = False
+        record.holding = weakref.ref(holding)
+        holding.record = record
+        self._records[holding.serial] = record
+        return self.face(holding, anchor)
+
+    def face(self, holding: Holding, anchor: Any) -> tuple[memoryview | None, object | None]:
+        """Return what keeps an anchor alive: the view over it, or without a mapping the anchor itself."""
+        if self._mapping is None:
+            return None, anchor
+        return view_of(anchor, holding.size, writable=self._mapping.writable and holding.owned), None
+
+    def claim(self, serial: int) -> GiveBack | None:
+        """Take a block out, to give it back; None when somebody else has."""
+        record = self._records.pop(serial, None)
+        return None if record is None else GiveBack(record.name, record.owned)
+
+    def claim_dead(self, limit: int) -> list[GiveBack]:
+        """Take at most `limit` blocks out whose anchors have died unnoticed."""
+        claimed: list[GiveBack] = []
+        while len(claimed) < limit:
+            try:
+                serial = self._dead.popleft()
+            except IndexError:
+                break
+            if (block := self.claim(serial)) is not None:
+                claimed.append(block)
+        return claimed
+
+    def has_dead(self) -> bool:
+        """Whether `claim_dead` has something to do."""
+        return bool(self._dead)
+
+    def report(self, serial: int) -> None:
+        """Note that a block's anchor is dead, and wake whoever gives blocks back."""
+        if not self.inherited:
+            self._dead.append(serial)
+            self._wake()
+
+    def let_go_all(self) -> None:
+        """Make every view that was handed out invalid.
+
+        Raises:
+            BufferError: some are exported, or in use without their lease; then nothing has changed.
+        """
+        holdings = [record.holding() for record in list(self._records.values()) if is_alive(record)]
+        in_use = sum(1 for holding in holdings if holding is None or holding.exports())
+        if in_use:
+            raise BufferError(f"{in_use} of {len(holdings)} blocks are still in use: views, slices or arrays exist")
+        let_go([holding for holding in holdings if holding is not None])
+
+    def _on_death(self, record: weakref.ref[Any]) -> None:
+        if isinstance(record, _AnchorRef) and not record.quiet:
+            self.report(record.serial)
+
+
+class Holding:
+    """A block in this process's care, and its view. Thread-safe: two who let go at once are one who does."""
+
+    __slots__ = (
+        "__weakref__",
+        "_anchor",
+        "_view",
+        "holdings",
+        "name",
+        "offset",
+        "owned",
+        "record",
+        "serial",
+        "size",
+        "usable_size",
+    )
+
+    record: _AnchorRef
+
+    def __init__(self, holdings: Holdings, serial: int, block: pool_pb2.Block, *, owned: bool) -> None:
+        self.holdings = holdings
+        self.serial = serial
+        self.name = BlockName(block.ref.slot, block.ref.generation)
+        self.offset = block.offset
+        self.size = block.requested_size
+        self.usable_size = block.size
+        self.owned = owned
+        self._view, self._anchor = holdings.anchor(self)
+
+    @property
+    def released(self) -> bool:
+        """Whether the block has been given back, or left to the garbage collector."""
+        return self._view is None and self._anchor is None
+
+    @property
+    def view(self) -> memoryview:
+        """The one view that is handed out.
+
+        Raises:
+            LeaseReleased: the block has been given back.
+            NotMapped: this process has no mapping of the heap.
+        """
+        if (view := self._view) is not None:
+            return view
+        self.check_held()
+        raise NotMapped("a pool over TCP cannot map the heap, so there is no view: use read() and write()")
+
+    def check_held(self) -> None:
+        """Raise LeaseReleased when the block has been given back."""
+        if self.released:
+            raise LeaseReleased(f"block {self.name} has been released")
+
+    def exports(self) -> int:
+        """Return how many other objects use the block's memory through its view."""
+        view = self._view
+        try:
+            return 0 if view is None else exports(view)
+        except ValueError:  # another thread has let go of it between the two lines
+            return 0
+
+    def let_go(self) -> None:
+        """Make the view invalid, so that the block can be given back.
+
+        Raises:
+            BufferError: the view is exported; it stays valid, and nothing has changed.
+        """
+        if self.released:
+            return
+        if count := self.exports():
+            raise BufferError(f"block {self.name} is still in use: {count} views, slices or arrays of it exist")
+        self.record.quiet = True
+        try:
+            if (view := self._view) is not None:
+                view.release()
+        except BufferError:
+            self.record.quiet = False
+            raise BufferError(f"block {self.name} is still in use: something holds its view's buffer") from None
+        view = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the block to its anchor: it is given back when the last view of it is gone."""
+        self._view = self._anchor = None
+
+    def check_untouched(self) -> None:
+        """After `let_go`: raise BufferError when another thread has made a slice of the view at the last moment."""
+        if is_alive(self.record):
+            raise BufferError(f"block {self.name} is still in use: another thread has made a view of it")
+
+    def claim(self) -> GiveBack | None:
+        """After `let_go`: take the block out, to give it back; None when somebody else will.
+
+        Somebody else is another thread, or the anchor's death: it still lives when a slice was made at the last moment.
+        """
+        if not is_alive(self.record):
+            return self.holdings.claim(self.serial)
+        self.resign()
+        return None
+
+    def resign(self) -> None:
+        """After `let_go`: leave the giving back to the anchor's death, which may have been already."""
+        self.record.quiet = False
+        if not is_alive(self.record):
+            self.holdings.report(self.serial)
+
+    def restore(self) -> None:
+        """After `let_go` and before the block is given back: make a new view, because it is kept after all."""
+        anchor = self.record()
+        if anchor is None:
+            self._view, self._anchor = self.holdings.anchor(self)
+        else:  # another thread made a slice at the last moment: the old anchor goes on
+            self.record.quiet = False
+            self._view, self._anchor = self.holdings.face(self, anchor)
+
+
+def let_go(holdings: Iterable[Holding]) -> None:
+    """Make the views of several blocks invalid: of all, or of none.
+
+    Raises:
+        BufferError: one of them is exported.
+    """
+    group = list(holdings)
+    for holding in group:
+        if holding.exports():
+            holding.let_go()  # raises, with the numbers
+    done: list[Holding] = []
+    try:
+        for holding in group:
+            holding.let_go()
+            done.append(holding)
+    except BufferError:
+        for holding in done:
+            holding.restore()
+        raise

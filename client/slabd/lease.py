@@ -1,0 +1,155 @@
+"""What users hold: a `Lease` (a block of one's own, writable) or a `Ref` (a block somebody shared, read-only).
+
+Both give a `view`, a memoryview into the heap, in place. The view, its slices and arrays over it keep the block, even
+when the lease itself is dropped; `release()` gives the block back and makes the view invalid, and refuses while
+anything else still uses the memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from slabd import operations
+from slabd.transport import run
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from slabd.handle import Handle
+    from slabd.holding import Holding
+    from slabd.session import Session
+
+B = TypeVar("B", bound="Block")
+
+
+class Block:
+    """What a lease and a reference have in common, whatever the world they live in."""
+
+    __slots__ = ("__weakref__", "_holding", "_label", "_session")
+
+    def __init__(self, session: Session, holding: Holding, label: str = "") -> None:
+        self._session = session
+        self._holding = holding
+        self._label = label
+
+    @property
+    def view(self) -> memoryview:
+        """The block's bytes, in place: always the same memoryview, of format "B" and length `size`.
+
+        Raises:
+            LeaseReleased: the block has been released.
+            NotMapped: the pool is connected over TCP.
+        """
+        return self._holding.view
+
+    @property
+    def size(self) -> int:
+        """How many bytes were asked for."""
+        return self._holding.size
+
+    @property
+    def usable_size(self) -> int:
+        """How many bytes the block has."""
+        return self._holding.usable_size
+
+    @property
+    def offset(self) -> int:
+        """Where the block starts, in bytes from the start of the heap."""
+        return self._holding.offset
+
+    @property
+    def label(self) -> str:
+        """What the block is for, as operators see it; empty for what others shared."""
+        return self._label
+
+    @property
+    def released(self) -> bool:
+        """Whether the block has been given back."""
+        return self._holding.released
+
+    @property
+    def inside(self) -> tuple[Session, Holding]:
+        """For this package: what the block is made of."""
+        return self._session, self._holding
+
+    def __len__(self) -> int:
+        return self._holding.size
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else f"{self.size} bytes at {self.offset:#x}"
+        label = f" {self._label!r}" if self._label else ""
+        return f"<slabd.{type(self).__name__}{label} block {self._holding.name}, {state}>"
+
+
+class _BlockingBlock(Block):
+    """The operations that a lease and a reference share, blocking."""
+
+    __slots__ = ()
+
+    def release(self) -> None:
+        """Give the block back; the view becomes invalid. Releasing twice is allowed and does nothing.
+
+        Raises:
+            BufferError: slices, arrays or other users of the view exist; nothing has changed.
+        """
+        if not self._holding.released:
+            run(operations.release(self._session, [self._holding]))
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a copy of `length` bytes from `offset` on, of all the rest by default. Works over TCP too.
+
+        Raises:
+            OutOfRange: that reaches past the end.
+            LeaseReleased: the block has been released.
+        """
+        return run(operations.read(self._session, self._holding, offset, length))
+
+    def __enter__(self) -> Self:
+        self._holding.check_held()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run(operations.leave(self._session, self._holding, failing=kind is not None))
+
+
+class Ref(_BlockingBlock):
+    """A block that another session shared: its view is read-only."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Do what `release` does."""
+        self.release()
+
+
+class Lease(_BlockingBlock):
+    """A block of one's own: its view is writable."""
+
+    __slots__ = ()
+
+    def share(self, opens: int = 1, ttl: float | None = None) -> Handle:
+        """Make a handle with which `opens` sessions can open the block, within `ttl` seconds.
+
+        The block stays until they have, even when the lease is released first. A `ttl` of None is the daemon's default.
+        """
+        (handle,) = run(operations.share(self._session, [self._holding], opens=opens, ttl=ttl))
+        return handle
+
+    def transfer(self, ttl: float | None = None) -> Handle:
+        """Make a handle that hands the lease over: it ends here, and whoever opens the handle gets a writable Lease.
+
+        Raises:
+            BufferError: slices, arrays or other users of the view exist; nothing has changed.
+        """
+        return run(operations.transfer(self._session, self._holding, ttl=ttl))
+
+    def write(self, data: Any, offset: int = 0) -> int:
+        """Copy a buffer of bytes into the block, and return its length. Works over TCP too.
+
+        Raises:
+            OutOfRange: it reaches past the end; nothing was written.
+            LeaseReleased: the block has been released.
+        """
+        return run(operations.write(self._session, self._holding, data, offset))

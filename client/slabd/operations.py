@@ -1,0 +1,310 @@
+"""Every operation on a pool, written once: coroutines over a session, driven by threads and by asyncio alike."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from slabd import arguments, errors
+from slabd.failures import error_of_item, is_ambiguous
+from slabd.handle import Handle
+from slabd.holding import BlockName, GiveBack, Holding, let_go
+from slabd.session import BATCH_ITEMS
+from slabd.stats import Stats, UsableSize
+from slabd.transport import GET_STATS, GET_USABLE_SIZE, LEASE, OPEN, READ_BLOCK, SHARE, WRITE_BLOCK, Deadline
+from slabd_proto.v1 import pool_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+    from slabd.session import Session
+
+_PIECE_BYTES: Final = 64 * 1024
+# "For ever" is a day at a time: a request that outlives its daemon's patience is made again.
+_LONGEST_WAIT_SECONDS: Final = 86_400.0
+_LEAST_WAIT_SECONDS: Final = 0.001
+
+
+async def lease(  # an operation's arguments
+    session: Session,
+    sizes: Sequence[Any],
+    *,
+    alignment: Any,
+    label: str,
+    timeout: float | None,  # noqa: ASYNC109  # the wait in the daemon's queue
+    call_site: str,
+) -> list[Holding]:
+    """Lease blocks, all or none; wait up to `timeout` seconds (None: for ever) while the heap is full."""
+    session.check_usable()
+    aligned = arguments.alignment(alignment)
+    items = [pool_pb2.LeaseItem(size=arguments.size(size), alignment=aligned) for size in sizes]
+    if not items:
+        return []
+    _check_batch(len(items), "sizes")
+    request = pool_pb2.LeaseRequest(session=session.key, items=items, label=arguments.label(label), call_site=call_site)
+    wait = Deadline(arguments.seconds(timeout, "a timeout"))
+    if session.has_work():
+        await session.drain()
+    while True:
+        returned = session.blocks_returned
+        try:
+            return await _lease_once(session, request, wait)
+        except errors.LeaseTimeout:
+            if wait.remaining is not None:
+                raise
+        except errors.TooLarge:
+            raise
+        except errors.OutOfMemory:
+            # What the garbage collector has found meanwhile may be all that was missing.
+            await session.drain()
+            if session.blocks_returned == returned:
+                raise
+
+
+async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: Deadline) -> list[Holding]:
+    request.sequence = session.next_sequence()
+    transport = session.line.transport
+    remaining = _LONGEST_WAIT_SECONDS if wait.remaining is None else wait.remaining
+    patience = Deadline(remaining)
+
+    async def attempt(seconds: float) -> pool_pb2.LeaseResponse:
+        if not remaining:
+            return await transport.unary(LEASE, request, seconds)
+        left = max(patience.remaining or 0.0, _LEAST_WAIT_SECONDS)
+        request.timeout.CopyFrom(arguments.duration(left))
+        return await transport.waiting(LEASE, request, seconds)
+
+    async def repeat() -> list[GiveBack]:
+        request.ClearField("timeout")
+        response = await session.line.call(lambda seconds: transport.unary(LEASE, request, seconds))
+        return [_give_back(block, owned=True) for block in response.blocks]
+
+    request = pool_pb2.LeaseRequest.FromString(request.SerializeToString())
+    with _settling(session, repeat):
+        response = await session.line.call(attempt, Deadline(remaining + session.settings.call_timeout))
+        return session.adopt([(block, True) for block in response.blocks])
+
+
+@contextmanager
+def _settling(session: Session, repeat: Callable[[], Awaitable[list[GiveBack]]]) -> Iterator[None]:
+    """When the block ends without the caller getting what the daemon may have granted, have that given back."""
+    try:
+        yield
+    except errors.SlabdError as error:
+        if is_ambiguous(error):
+            session.settle_later(repeat)
+        raise
+    except BaseException:  # cancelled, or interrupted
+        session.settle_later(repeat)
+        raise
+
+
+async def release(session: Session, group: Sequence[Holding]) -> None:
+    """Give blocks back: all of them, or none when one is still in use.
+
+    Raises:
+        BufferError: views of one of them are exported; nothing has changed.
+    """
+    session.check_usable()
+    group = [holding for holding in group if not holding.released]
+    let_go(group)
+    claimed: list[GiveBack] = []
+    try:
+        claimed.extend(block for holding in group if (block := holding.claim()) is not None)
+    except BaseException:
+        session.owe(claimed)
+        for holding in group:
+            holding.resign()
+        raise
+    if failure := _first_error(await session.give_back(claimed)):
+        raise failure
+
+
+async def leave(session: Session, holding: Holding, *, failing: bool) -> None:
+    """End a with-block: release, but never mask the exception that ends the block already."""
+    if session.inherited or session.ended or holding.released:
+        return
+    try:
+        await release(session, [holding])
+    except BufferError:
+        if not failing:
+            raise
+        holding.forget()  # the block returns when its last view is gone
+    except errors.SlabdError:
+        if not failing:
+            raise
+
+
+async def share(session: Session, group: Sequence[Holding], *, opens: Any, ttl: float | None) -> list[Handle]:
+    """Make a handle for each block."""
+    session.check_usable()
+    count, life = arguments.opens(opens), arguments.seconds(ttl, "a time to live")
+    for holding in group:
+        holding.check_held()
+    if not group:
+        return []
+    _check_batch(len(group), "leases")
+    results = await _share(session, [_share_item(holding, count, life, transfer=False) for holding in group])
+    return [Handle.from_proto(result.handle) for result in results]
+
+
+async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> Handle:
+    """Make a handle that carries the lease itself; the lease ends here.
+
+    Raises:
+        BufferError: views of the block are exported; nothing has changed.
+    """
+    session.check_usable()
+    holding.check_held()
+    item = _share_item(holding, 1, arguments.seconds(ttl, "a time to live"), transfer=True)
+    # First the view, then the lease: the next owner writes into memory that nobody here looks at.
+    let_go([holding])
+    try:
+        holding.check_untouched()
+        (result,) = await _share(session, [item])
+    except BaseException:
+        session.restore([holding])
+        raise
+    session.holdings.claim(holding.serial)
+    return Handle.from_proto(result.handle)
+
+
+async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding]:
+    """Open handles, all or none: when one fails, the others are closed again."""
+    session.check_usable()
+    parsed = [Handle.coerce(handle) for handle in handles]
+    if not parsed:
+        return []
+    _check_batch(len(parsed), "handles")
+    for handle in parsed:
+        if handle.heap_id != session.heap_id:
+            raise errors.StaleHandle(
+                f"{handle!r} is of another heap than {session.heap!r}, or from before it was made anew"
+            )
+    transport = session.line.transport
+    request = pool_pb2.OpenRequest(
+        session=session.key, sequence=session.next_sequence(), handles=[handle.to_proto() for handle in parsed]
+    )
+
+    async def opened() -> list[pool_pb2.OpenResult]:
+        return list((await session.line.call(lambda seconds: transport.unary(OPEN, request, seconds))).results)
+
+    async def repeat() -> list[GiveBack]:
+        return _successes(await opened())
+
+    with _settling(session, repeat):
+        results = await opened()
+        if failure := _first_error(result.result for result in results):
+            await session.give_back(_successes(results))
+            raise failure
+        return session.adopt([(result.block, result.owner) for result in results])
+
+
+def _successes(results: Iterable[pool_pb2.OpenResult]) -> list[GiveBack]:
+    return [_give_back(result.block, owned=result.owner) for result in results if error_of_item(result.result) is None]
+
+
+def _first_error(results: Iterable[pool_pb2.ItemResult]) -> errors.SlabdError | None:
+    return next((error for result in results if (error := error_of_item(result)) is not None), None)
+
+
+async def read(session: Session, holding: Holding, offset: Any, length: Any) -> bytes:
+    """Copy bytes out of a block."""
+    holding.check_held()
+    start, count = arguments.window(offset, length, holding.size)
+    if session.mapped:
+        return bytes(_part(holding, start, count))
+    session.check_usable()
+    if not count:
+        return b""
+    request = pool_pb2.ReadBlockRequest(session=session.key, block=_ref(holding.name), offset=start, length=count)
+    transport = session.line.transport
+    pieces = await session.line.call(lambda seconds: transport.download(READ_BLOCK, request, seconds))
+    return b"".join(piece.data for piece in pieces)
+
+
+async def write(session: Session, holding: Holding, data: Any, offset: Any) -> int:
+    """Copy bytes into a block, and return how many."""
+    holding.check_held()
+    try:
+        source = memoryview(data).cast("B")
+    except TypeError as error:
+        raise errors.InvalidType(f"the data is a contiguous buffer of bytes: {error}") from None
+    start, count = arguments.window(offset, len(source), holding.size)
+    if session.mapped:
+        if not holding.owned or session.read_only:
+            raise errors.ReadOnly(f"block {holding.name} was opened for reading")
+        _part(holding, start, count)[:] = source
+        return count
+    session.check_usable()
+    if count:
+        transport = session.line.transport
+        pieces = _pieces(session, holding, source, start)
+        await session.line.call(lambda seconds: transport.upload(WRITE_BLOCK, iter(list(pieces)), seconds))
+    return count
+
+
+def _part(holding: Holding, start: int, count: int) -> memoryview:
+    try:
+        return holding.view[start : start + count]
+    except errors.SlabdError:
+        raise
+    except ValueError:  # released by another thread between two lines
+        raise errors.LeaseReleased(f"block {holding.name} has been released") from None
+
+
+def _pieces(session: Session, holding: Holding, source: memoryview, start: int) -> Iterator[pool_pb2.WriteBlockRequest]:
+    for position in range(0, len(source), _PIECE_BYTES):
+        yield pool_pb2.WriteBlockRequest(
+            session=session.key,
+            block=_ref(holding.name),
+            offset=start,
+            data=bytes(source[position : position + _PIECE_BYTES]),
+        )
+
+
+async def stats(session: Session) -> Stats:
+    """Read the books of the session's heap."""
+    session.check_usable()
+    transport, request = session.line.transport, pool_pb2.GetStatsRequest(session=session.key)
+    response = await session.line.call(lambda seconds: transport.unary(GET_STATS, request, seconds))
+    for heap in response.heaps:
+        if heap.name == session.heap:
+            return Stats.from_proto(heap)
+    raise errors.UnknownHeap(f"the daemon's statistics do not mention heap {session.heap!r}")
+
+
+async def usable_size(session: Session, size: Any, alignment: Any) -> UsableSize:
+    """Ask which sizes get the same block."""
+    session.check_usable()
+    item = pool_pb2.LeaseItem(size=arguments.size(size), alignment=arguments.alignment(alignment))
+    transport, request = session.line.transport, pool_pb2.GetUsableSizeRequest(session=session.key, item=item)
+    response = await session.line.call(lambda seconds: transport.unary(GET_USABLE_SIZE, request, seconds))
+    return UsableSize(response.min_size, response.max_size)
+
+
+async def _share(session: Session, items: Sequence[pool_pb2.ShareItem]) -> Sequence[pool_pb2.ShareResult]:
+    request = pool_pb2.ShareRequest(session=session.key, sequence=session.next_sequence(), items=items)
+    transport = session.line.transport
+    results = (await session.line.call(lambda seconds: transport.unary(SHARE, request, seconds))).results
+    if failure := _first_error(result.result for result in results):
+        raise failure
+    return results
+
+
+def _share_item(holding: Holding, opens: int, ttl: float | None, *, transfer: bool) -> pool_pb2.ShareItem:
+    life = None if ttl is None else arguments.duration(ttl)
+    return pool_pb2.ShareItem(block=_ref(holding.name), opens=opens, ttl=life, transfer=transfer)
+
+
+def _check_batch(count: int, what: str) -> None:
+    if count > BATCH_ITEMS:
+        raise errors.InvalidArgument(f"one batch has at most {BATCH_ITEMS} {what}, not {count}")
+
+
+def _ref(name: BlockName) -> pool_pb2.BlockRef:
+    return pool_pb2.BlockRef(slot=name.slot, generation=name.generation)
+
+
+def _give_back(block: pool_pb2.Block, *, owned: bool) -> GiveBack:
+    return GiveBack(BlockName(block.ref.slot, block.ref.generation), owned)

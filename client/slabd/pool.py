@@ -1,0 +1,221 @@
+"""The blocking client: `connect` and `Pool`. Thread-safe; a forked child gets a session of its own on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from slabd import arguments, arrays, operations
+from slabd.address import resolve
+from slabd.blocking import BlockingTransport
+from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
+from slabd.lease import Lease, Ref
+from slabd.session import Session
+from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
+from slabd.transport import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Any, Self
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from slabd.channels import Tls
+    from slabd.handle import Handle
+    from slabd.stats import Stats, UsableSize
+
+
+def connect(  # noqa: PLR0913  # options, by keyword
+    address: str | os.PathLike[str] | None = None,
+    *,
+    heap: str = "",
+    name: str | None = None,
+    read_only: bool = False,
+    timeout: float | None = 0.0,
+    connect_timeout: float = CONNECT_SECONDS,
+    call_timeout: float = CALL_SECONDS,
+    call_sites: bool = True,
+    tls: Tls | None = None,
+) -> Pool:
+    """Connect to a daemon.
+
+    Args:
+        address: a runtime directory (a path, or `unix:/dir`), or `tcp://host:port`; else `$SLABD_ADDRESS`, else the
+            default runtime directory. Over TCP the heap is not mapped: blocks have `read` and `write`, but no `view`.
+        heap: the heap's name; empty for the daemon's first.
+        name: what operators see; the script's name by default.
+        read_only: open and read only; the daemon then hands out a descriptor that cannot be written through.
+        timeout: how many seconds a lease waits while the heap is full, if it does not say itself; None is for ever.
+        connect_timeout: how many seconds connecting may take. Where no daemon is, it fails at once.
+        call_timeout: how many seconds any other call may take, retries included.
+        call_sites: tell operators which line of code asked for each lease.
+        tls: credentials for TCP.
+
+    Raises:
+        DaemonUnavailable: nobody answers there.
+        InvalidAddress: the address names no place where a daemon could be.
+        AccessDenied: the daemon does not admit this user.
+        UnknownHeap: the daemon has no such heap.
+    """
+    settings = Settings(
+        address=resolve(address),
+        heap=heap,
+        name=name,
+        read_only=read_only,
+        lease_timeout=arguments.seconds(timeout, "a timeout"),
+        connect_timeout=connect_timeout,
+        call_timeout=call_timeout,
+        call_sites=call_sites,
+        tls=tls,
+    )
+    return Pool(settings, _open_session(settings))
+
+
+class Pool(PoolFace):
+    """Blocks of one heap of one daemon, for one process. Made by `connect`."""
+
+    def lease(
+        self,
+        size: int,
+        *,
+        alignment: int = 1,
+        label: str = "",
+        timeout: float | PoolTimeout | None = POOL_TIMEOUT,
+        call_site: str | None = None,
+    ) -> Lease:
+        """Lease a block of `size` bytes, at an offset that is a multiple of `alignment`, a power of two.
+
+        While the heap is full it waits its turn, first come first served, for `timeout` seconds (None: for ever).
+        `label` and `call_site` are for operators; a call site of None is the caller's line.
+
+        Raises:
+            OutOfMemory: the heap has no room; its children say why: TooLarge, Fragmented, QueueFull, LeaseTimeout.
+            InvalidArgument: a size below 1, an alignment that is no power of two.
+        """
+        (lease,) = self.lease_many([size], alignment=alignment, label=label, timeout=timeout, call_site=call_site)
+        return lease
+
+    def lease_many(
+        self,
+        sizes: Iterable[int],
+        *,
+        alignment: int = 1,
+        label: str = "",
+        timeout: float | PoolTimeout | None = POOL_TIMEOUT,
+        call_site: str | None = None,
+    ) -> list[Lease]:
+        """Lease several blocks in one call: all of them, or none and an error. See `lease`."""
+        session = self._live()
+        holdings = run(
+            operations.lease(
+                session,
+                list(sizes),
+                alignment=alignment,
+                label=label,
+                timeout=self._wait(timeout),
+                call_site=self._call_site(call_site),
+            )
+        )
+        return [Lease(session, holding, label) for holding in holdings]
+
+    def open(self, handle: Handle | bytes | str) -> Ref | Lease:
+        """Open a shared block: a read-only `Ref`, or a writable `Lease` when the handle is a transfer.
+
+        Raises:
+            StaleHandle: its block has been re-issued, its opens are used up, or it has expired.
+            InvalidHandle: it is no handle.
+        """
+        (block,) = self.open_many([handle])
+        return block
+
+    def open_many(self, handles: Iterable[Handle | bytes | str]) -> list[Ref | Lease]:
+        """Open several handles in one call. When one cannot be opened, the others are closed again and it raises."""
+        session = self._live()
+        holdings = run(operations.open_handles(session, list(handles)))
+        return [Lease(session, holding) if holding.owned else Ref(session, holding) for holding in holdings]
+
+    def release_many(self, blocks: Iterable[Lease | Ref]) -> None:
+        """Release several blocks in one call. See `Lease.release`.
+
+        Raises:
+            BufferError: one of them is still in use; none was released.
+        """
+        if (batch := batch_of(blocks)) is not None:
+            run(operations.release(*batch))
+
+    def share_many(self, leases: Iterable[Lease], *, opens: int = 1, ttl: float | None = None) -> list[Handle]:
+        """Make a handle for each lease, in one call. See `Lease.share`."""
+        batch = batch_of(leases)
+        return [] if batch is None else run(operations.share(*batch, opens=opens, ttl=ttl))
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float64", *, label: str = "") -> NDArray[Any]:
+        """Return a numpy array in the heap, its contents undefined; the memory returns with the last reference to it.
+
+        Raises:
+            ImportError: numpy is not installed.
+            OutOfMemory: the heap has no room.
+        """
+        plan = arrays.plan(shape, dtype)
+        if not plan.nbytes:
+            return plan.nothing()
+        lease = self.lease(plan.nbytes, alignment=plan.alignment, label=label)
+        return plan.over(lease.view)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float64", *, label: str = "") -> NDArray[Any]:
+        """Return a numpy array of zeros in the heap. See `empty`."""
+        array = self.empty(shape, dtype, label=label)
+        array.fill(0)
+        return array
+
+    def usable_size(self, size: int, alignment: int = 1) -> UsableSize:
+        """Return the least and the largest size that get the same block as `size` does."""
+        return run(operations.usable_size(self._live(), size, alignment))
+
+    def stats(self) -> Stats:
+        """Read the books of this pool's heap."""
+        return run(operations.stats(self._live()))
+
+    def close(self) -> None:
+        """End the session: its leases end, their views become invalid. Closing twice is allowed and does nothing.
+
+        Raises:
+            BufferError: slices, arrays or other users of views exist; nothing was closed.
+        """
+        run(self._session.close())
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run(self._session.leave(failing=kind is not None))
+
+    def _live(self) -> Session:
+        """Return the session, in a forked child one of its own."""
+        if self._session.inherited:
+            with _reconnecting:
+                if self._session.inherited:
+                    self._check_open()
+                    self._adopt(_open_session(self._settings))
+        return self._session
+
+
+def _open_session(settings: Settings) -> Session:
+    transport = BlockingTransport(settings.address.target, settings.tls)
+    return run(Session.open(transport, settings))
+
+
+# One for all pools: a fork happens in front of few of them, and a lock for each would have to be found in the child.
+_reconnecting = threading.Lock()
+
+
+def _reset_in_child() -> None:
+    global _reconnecting  # noqa: PLW0603  # another thread may have held it at the moment of the fork
+    _reconnecting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)

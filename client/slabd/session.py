@@ -1,0 +1,300 @@
+"""A session: what one pool holds at one daemon, how it begins and ends, and how blocks find their way back.
+
+Promises:
+
+- A block is given back only when nothing here can touch it (slabd.holding), and then it is: at once, or, when the
+  daemon does not answer, by the housekeeping as soon as it does.
+- A call that was given up (cancelled, interrupted, unanswered) and may have been granted all the same is *settled*:
+  made again with the same sequence number, which the daemon answers as it did the first time, and what that had granted
+  is given back.
+- A forked child never uses its parent's session.
+
+Written once for threads and for asyncio: coroutines over a `Transport`. The operations themselves are in
+slabd.operations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from slabd import errors, forking
+from slabd.address import LocalAddress
+from slabd.attachment import attach_to
+from slabd.calls import Line, once
+from slabd.holding import GiveBack, Holding, Holdings
+from slabd.transport import CLOSE, CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, RELEASE, Deadline
+from slabd_proto.v1 import attach_pb2, pool_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from slabd.attachment import Attachment
+    from slabd.settings import Settings
+    from slabd.transport import Transport
+
+BATCH_ITEMS: Final = 4096
+_GOODBYE_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 0.5
+# A keep-alive may be late twice before the daemon gives a session up.
+_KEEP_ALIVES_PER_TTL: Final = 3
+
+# Sessions that have not ended. A pool may be gone while arrays over its blocks live on, and so must its session.
+_open_sessions: set[Session] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """A call whose outcome is unknown: `repeat` makes it again and returns the blocks it got."""
+
+    repeat: Callable[[], Awaitable[Sequence[GiveBack]]]
+
+
+class Session:
+    """One session at one daemon."""
+
+    def __init__(
+        self, transport: Transport, settings: Settings, granted: pool_pb2.Session, attachment: Attachment | None
+    ) -> None:
+        self.settings: Final = settings
+        self.key: Final = granted.key
+        self.heap: Final = granted.heap
+        self.heap_id: Final = granted.heap_id
+        self.heap_bytes: Final = granted.heap_bytes
+        self.read_only: Final = granted.access == pool_pb2.ACCESS_MODE_READ_ONLY
+        self.server_version: Final = granted.server_version
+        self._ttl: Final = granted.ttl.ToTimedelta().total_seconds()
+        self._attachment: Final = attachment
+        self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
+        self.line: Final = Line(transport, settings.call_timeout, self._hung_up)
+        self._transport: Final = transport
+        self._sequences: Final = itertools.count(1)
+        self._state_lock = threading.Lock()
+        self._closing = False
+        self._ended = False
+        self._abandoned = False
+        self._lost = False
+        self._unsettled: Final[deque[Unsettled]] = deque()
+        self._owed: Final[deque[GiveBack]] = deque()
+        self.blocks_returned = 0
+        forking.register(self)
+        _open_sessions.add(self)
+        transport.start(self._keep_house, f"slabd-{granted.key.id}")
+
+    @classmethod
+    async def open(cls, transport: Transport, settings: Settings) -> Session:
+        """Open a session: over the attach socket for a local daemon, over gRPC alone for one behind TCP.
+
+        Raises:
+            DaemonUnavailable: nobody answers.
+            SlabdError: the daemon refuses; the class says why.
+        """
+        access = pool_pb2.ACCESS_MODE_READ_ONLY if settings.read_only else pool_pb2.ACCESS_MODE_READ_WRITE
+        address, seconds = settings.address, settings.connect_timeout
+        if isinstance(address, LocalAddress):
+            hello = attach_pb2.AttachHello(heap=settings.heap, access=access, name=settings.session_name)
+            attachment = await transport.do(lambda: attach_to(address, hello, seconds))
+            return cls(transport, settings, attachment.session, attachment)
+        request = pool_pb2.OpenSessionRequest(heap=settings.heap, access=access, name=settings.session_name)
+        response = await once(transport, lambda limit: transport.unary(OPEN_SESSION, request, limit), seconds)
+        return cls(transport, settings, response.session, None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be done with it any more."""
+        return self._closing or self._ended
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a forked child and the session its parent's."""
+        return self.holdings.inherited
+
+    @property
+    def mapped(self) -> bool:
+        """Whether blocks have views."""
+        return self.holdings.mapped
+
+    def check_usable(self) -> None:
+        """Raise PoolClosed or InheritedByFork when nothing may be asked of the daemon."""
+        if self.inherited:
+            raise errors.InheritedByFork("this block belongs to the parent process: a forked child can only look at it")
+        if self.ended:
+            raise errors.PoolClosed("the pool has been closed")
+
+    def next_sequence(self) -> int:
+        """Return the number of the next request that changes something."""
+        return next(self._sequences)
+
+    def adopt(self, blocks: Sequence[tuple[pool_pb2.Block, bool]]) -> list[Holding]:
+        """Take granted blocks into care; the flag of each says whether the session owns its lease.
+
+        Raises:
+            PoolClosed: the pool has been closed meanwhile; the daemon has taken the blocks back with the session.
+        """
+        with self._state_lock:
+            self.check_usable()
+            return [self.holdings.adopt(block, owned=owned) for block, owned in blocks]
+
+    def restore(self, group: Sequence[Holding]) -> None:
+        """Take blocks back into care whose views were made invalid for nothing."""
+        with self._state_lock:
+            if not self.ended:
+                for holding in group:
+                    holding.restore()
+
+    async def give_back(self, blocks: Sequence[GiveBack]) -> list[pool_pb2.ItemResult]:
+        """Release leases and close opened blocks. What the daemon did not acknowledge is owed: it is tried again later.
+
+        Raises:
+            DaemonUnavailable: the daemon does not answer.
+        """
+        batches = _batches(blocks)
+        results: list[pool_pb2.ItemResult] = []
+        try:
+            while batches and not self._lost:
+                results += await self._give_back_batch(batches[0])
+                self.blocks_returned += len(batches.popleft())
+        except errors.SessionEnded:
+            self._lost = True  # the session's end has taken everything back
+        except BaseException as error:
+            self._lost = self._lost or self._hung_up()
+            if not (self._lost and isinstance(error, errors.DaemonUnavailable)):
+                self.owe([block for batch in batches for block in batch])
+                raise
+        return results
+
+    def owe(self, blocks: Sequence[GiveBack]) -> None:
+        """Have the housekeeping give blocks back."""
+        self._owed.extend(blocks)
+        self._transport.wake()
+
+    async def _give_back_batch(self, batch: Sequence[GiveBack]) -> Sequence[pool_pb2.ItemResult]:
+        refs = [pool_pb2.BlockRef(slot=block.name.slot, generation=block.name.generation) for block in batch]
+        transport, sequence = self._transport, self.next_sequence()
+        if batch[0].owned:
+            release = pool_pb2.ReleaseRequest(session=self.key, sequence=sequence, blocks=refs)
+            return (await self.line.call(lambda seconds: transport.unary(RELEASE, release, seconds))).results
+        close = pool_pb2.CloseRequest(session=self.key, sequence=sequence, blocks=refs)
+        return (await self.line.call(lambda seconds: transport.unary(CLOSE, close, seconds))).results
+
+    def settle_later(self, repeat: Callable[[], Awaitable[Sequence[GiveBack]]]) -> None:
+        """Have the housekeeping find out what a call that was given up had granted, and give that back."""
+        self._unsettled.append(Unsettled(repeat))
+        self._transport.wake()
+
+    async def drain(self) -> None:
+        """Give back what was collected, what is owed, and what unsettled calls had granted."""
+        async with self._transport.exclusive():
+            while self._unsettled and not self._lost:
+                unsettled = self._unsettled[0]
+                # A refusal settles it too; only without an answer it stays, and is tried again later.
+                with suppress(errors.OutOfMemory, errors.StaleHandle, errors.Draining, errors.InternalError):
+                    self._owed.extend(await unsettled.repeat())
+                self._unsettled.popleft()
+            while blocks := self._claim_owed() + self.holdings.claim_dead(BATCH_ITEMS):
+                await self.give_back(blocks)
+
+    def _claim_owed(self) -> list[GiveBack]:
+        owed = list(self._owed)
+        for _ in owed:
+            self._owed.popleft()
+        return owed
+
+    def has_work(self) -> bool:
+        """Whether `drain` has something to do."""
+        return self.holdings.has_dead() or bool(self._owed) or bool(self._unsettled)
+
+    async def close(self) -> None:
+        """End the session. Views become invalid; leases end.
+
+        Raises:
+            BufferError: views are exported; nothing has changed.
+        """
+        with self._state_lock:
+            if self.ended or self.inherited:
+                return
+            self.holdings.let_go_all()
+            self._closing = True
+        await self._end()
+
+    async def leave(self, *, failing: bool) -> None:
+        """End a with-block: close, but never mask the exception that ends the block already."""
+        try:
+            await self.close()
+        except BufferError:
+            if not failing:
+                raise
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let the session end by itself when its last block is gone. Safe inside the garbage collector."""
+        self._abandoned = True
+        if not self.inherited:
+            self._transport.wake()
+
+    async def _end(self) -> None:
+        self._closing = True
+        request = pool_pb2.CloseSessionRequest(session=self.key)
+        try:
+            if not self._lost:
+                with suppress(errors.SlabdError):
+                    await self.line.call(
+                        lambda seconds: self._transport.unary(CLOSE_SESSION, request, seconds),
+                        Deadline(_GOODBYE_SECONDS),
+                    )
+        finally:
+            self._ended = True
+            _open_sessions.discard(self)
+            self._transport.wake()
+            if self._attachment is not None:
+                self._attachment.connection.close()
+                with suppress(BufferError):  # a slice made at the last moment: it takes the mapping with it
+                    self._attachment.mapping.close()
+            await self._transport.close()
+
+    async def _keep_house(self) -> None:
+        """Do what nobody waits for, until the session ends."""
+        interval = self._ttl / _KEEP_ALIVES_PER_TTL if self._ttl else None
+        keep_alive = Deadline(interval)
+        while not self.ended:
+            pause = keep_alive.remaining
+            if self.has_work():
+                pause = _RETRY_SECONDS if pause is None else min(pause, _RETRY_SECONDS)
+            await self._transport.wait(pause)
+            # Whatever goes wrong here is met again by the next call that somebody does wait for.
+            with suppress(errors.SlabdError):
+                await self.drain()
+            if keep_alive.passed and not self.ended:
+                with suppress(errors.SlabdError):
+                    await self._keep_alive(interval or 0.0)
+                keep_alive = Deadline(interval)
+            if self._is_left():
+                await self._end()
+
+    def _is_left(self) -> bool:
+        """Whether nobody can use the session any more, although nobody has closed it."""
+        return self._abandoned and not self.ended and not len(self.holdings) and not self.has_work()
+
+    async def _keep_alive(self, seconds: float) -> None:
+        request = pool_pb2.KeepSessionAliveRequest(session=self.key)
+        await self.line.call(lambda limit: self._transport.unary(KEEP_ALIVE, request, limit), Deadline(seconds))
+
+    def _hung_up(self) -> bool:
+        return self._attachment is not None and self._attachment.hung_up()
+
+    def become_inherited(self) -> None:
+        """See slabd.forking: from now on nothing is asked of the daemon, and nothing is given back."""
+        self.holdings.inherited = True
+
+
+def _batches(blocks: Sequence[GiveBack]) -> deque[list[GiveBack]]:
+    """Return the blocks in batches that one call can carry, leases and opened blocks apart."""
+    batches: deque[list[GiveBack]] = deque()
+    for owned in (True, False):
+        kind = [block for block in blocks if block.owned == owned]
+        batches.extend(kind[start : start + BATCH_ITEMS] for start in range(0, len(kind), BATCH_ITEMS))
+    return batches

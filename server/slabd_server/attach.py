@@ -1,0 +1,303 @@
+"""The attach server: it hands the heap's descriptor to local processes, and watches them until they are gone.
+
+For each client it keeps two descriptors: the connection, whose hang-up says that the client and every child that inherited
+it have let go, and a pidfd, which says that the process has exited. What follows from either is the engine's decision. The
+peer's credentials are those the kernel recorded when it connected, so a client cannot claim another's.
+
+It must not trust a byte it is sent: a handshake that is late, malformed, too long or of another version is refused with
+an answer that says so, and costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+
+from slabd_proto.attach import (
+    HEADER_BYTES,
+    FrameError,
+    FrameVersionError,
+    pack_frame,
+    unpack_header,
+)
+from slabd_proto.v1 import attach_pb2
+from slabd_server import __version__, wire
+from slabd_server.core.errors import AccessDenied, CoreError, InvalidArgument, UnsupportedVersion
+from slabd_server.core.records import Access, Peer
+from slabd_server.core.sessions import SECRET_BYTES
+from slabd_server.status import code_and_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from slabd_server.core.records import SessionId
+    from slabd_server.core.sessions import Session
+    from slabd_server.dispatch import Dispatcher
+    from slabd_server.segments import HeapSegment
+
+HANDSHAKE_SECONDS: Final = 5.0
+HANDSHAKES_MAX: Final = 256
+_ACCEPT_PAUSE_SECONDS: Final = 0.5
+_UCRED: Final = struct.Struct("iII")
+# Python 3.11 has no names for these: include/uapi/asm-generic/socket.h.
+_SO_PEERGROUPS: Final = 59
+_SO_PEERPIDFD: Final = 77
+_GROUPS_MAX: Final = 65_536  # NGROUPS_MAX
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Connection:
+    """A session's connection and its process's pidfd; each None once it has nothing more to say."""
+
+    socket: socket.socket | None
+    pidfd: int | None
+
+
+class AttachServer:
+    """Accepts clients on the attach socket and watches the sessions it opened for them."""
+
+    def __init__(self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment]) -> None:
+        self._dispatcher = dispatcher
+        self._engine = dispatcher.engine
+        self._segments = segments
+        self._loop = asyncio.get_running_loop()
+        self._listener: socket.socket | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._connections: dict[SessionId, _Connection] = {}
+
+    def listen(self, path: Path, mode: int) -> None:
+        """Listen on a unix socket at `path`, which must not exist, with these permissions.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            before = os.umask(0o777 & ~mode)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        self._listener = listener
+        self._loop.add_reader(listener, self._accept)
+
+    def stop_listening(self) -> None:
+        """Admit nobody any more; sessions stay watched."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    async def close(self) -> None:
+        """Stop listening and let go of every session."""
+        self.stop_listening()
+        for task in tuple(self._handshakes):
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        for session in tuple(self._connections):
+            self.forget(session)
+
+    # -- admitting
+
+    def _accept(self) -> None:
+        listener = self._listener
+        while listener is not None and len(self._handshakes) < HANDSHAKES_MAX:
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log.error("cannot accept clients for a moment: %s", error)  # noqa: TRY400 - no defect of ours
+                break
+            connection.setblocking(False)
+            task = self._loop.create_task(self._handshake(connection))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+        if listener is not None:
+            # Too many handshakes, or too few descriptors: let the backlog wait instead of spinning on it.
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
+
+    async def _handshake(self, connection: socket.socket) -> None:
+        kept = False
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                hello = await self._read_hello(connection)
+            kept = self._admit(connection, hello)
+        except CoreError as error:
+            log.info("attach refused: %s", error)
+            reply = attach_pb2.AttachReply(reason=code_and_reason(error)[1], message=str(error))
+            self._say_no(connection, reply)
+        except TimeoutError:
+            log.info("attach refused: no hello within %s seconds", HANDSHAKE_SECONDS)
+        except (ConnectionError, EOFError) as error:
+            log.info("attach given up by the client: %s", error)
+        finally:
+            if not kept:
+                connection.close()
+
+    async def _read_hello(self, connection: socket.socket) -> attach_pb2.AttachHello:
+        try:
+            header = unpack_header(await self._read(connection, HEADER_BYTES))
+            return attach_pb2.AttachHello.FromString(await self._read(connection, header.payload_bytes))
+        except FrameVersionError as error:
+            raise UnsupportedVersion(str(error)) from None
+        except (FrameError, DecodeError) as error:
+            raise InvalidArgument(f"no hello on the attach socket: {error}") from None
+
+    async def _read(self, connection: socket.socket, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            piece = await self._loop.sock_recv(connection, length - len(data))
+            if not piece:
+                raise EOFError(f"hung up after {len(data)} of {length} bytes")
+            data += piece
+        return data
+
+    def _admit(self, connection: socket.socket, hello: attach_pb2.AttachHello) -> bool:
+        peer, pidfd = identify(connection)
+        try:
+            session = self._engine.open_session(
+                hello.heap,
+                name=hello.name or _process_name(peer.pid),
+                access=wire.access(hello.access),
+                peer=peer,
+                attached=True,
+                secret=secrets.token_bytes(SECRET_BYTES),
+                now=self._dispatcher.now(),
+            )
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self._connections[session.id] = _Connection(connection, pidfd)
+        self._loop.add_reader(connection, self._heard, session.id, connection)
+        self._loop.add_reader(pidfd, self._exited, session.id, pidfd)
+        log.info("session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, hello.heap)
+        self._welcome(connection, session)
+        return True
+
+    def _welcome(self, connection: socket.socket, session: Session) -> None:
+        segment = self._segments[session.books.name]
+        served = self._engine.heaps[session.books.name]
+        reply = attach_pb2.AttachReply(
+            session=wire.session(session, served, __version__),
+            descriptors=[attach_pb2.ATTACH_DESCRIPTOR_HEAP],
+        )
+        heap_fd = segment.fd if session.access is Access.READ_WRITE else segment.read_only_fd()
+        try:
+            # A frame fits any socket buffer, so this never blocks; a client that is gone already is heard by its hang-up.
+            with contextlib.suppress(ConnectionError, BlockingIOError):
+                socket.send_fds(connection, [pack_frame(reply.SerializeToString())], [heap_fd])
+        finally:
+            if heap_fd != segment.fd:
+                os.close(heap_fd)
+
+    def _say_no(self, connection: socket.socket, reply: attach_pb2.AttachReply) -> None:
+        with contextlib.suppress(OSError):
+            connection.send(pack_frame(reply.SerializeToString()))
+            # What the client still sends would turn our close into a reset, which could overtake the answer.
+            connection.shutdown(socket.SHUT_WR)
+
+    # -- watching
+
+    def _heard(self, session: SessionId, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return
+        except ConnectionError:
+            data = b""
+        if data:
+            log.warning("session %d sent %d bytes on the attach socket, which is to be silent", session, len(data))
+            return
+        self._drop_socket(session)
+        self._dispatcher.perform(self._engine.hang_up(session, now=self._dispatcher.now()).effects)
+
+    def _exited(self, session: SessionId, pidfd: int) -> None:
+        self._drop_pidfd(session)
+        self._dispatcher.perform(self._engine.process_gone(session, now=self._dispatcher.now()).effects)
+
+    def forget(self, session: SessionId) -> None:
+        """Stop watching a session; one that was not attached here is no error."""
+        self._drop_socket(session)
+        self._drop_pidfd(session)
+        self._connections.pop(session, None)
+
+    def _drop_socket(self, session: SessionId) -> None:
+        watched = self._connections.get(session)
+        if watched is not None and watched.socket is not None:
+            self._loop.remove_reader(watched.socket)
+            watched.socket.close()
+            watched.socket = None
+
+    def _drop_pidfd(self, session: SessionId) -> None:
+        watched = self._connections.get(session)
+        if watched is not None and watched.pidfd is not None:
+            self._loop.remove_reader(watched.pidfd)
+            os.close(watched.pidfd)
+            watched.pidfd = None
+
+
+def identify(connection: socket.socket) -> tuple[Peer, int]:
+    """Return who is on the other side of a unix connection, and a pidfd of it.
+
+    The pid is 0 for a process of a pid namespace this one cannot see; its pidfd works all the same where the kernel
+    has SO_PEERPIDFD (6.5).
+
+    Raises:
+        AccessDenied: the process cannot be watched, so its memory could not be taken back safely.
+    """
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    peer = Peer(pid=pid, uid=uid, gids=_groups(connection) | {gid})
+    try:
+        return peer, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.ESRCH):
+            raise
+        unsupported = error.errno == errno.ENOPROTOOPT
+    if not unsupported or pid == 0:
+        raise AccessDenied(f"the process (pid {pid}) has exited or cannot be watched from the daemon's pid namespace")
+    try:
+        # The connection is still open, so unless the process exited and left it to a child, the pid is still its own.
+        return peer, os.pidfd_open(pid)
+    except OSError as error:
+        raise AccessDenied(f"the process (pid {pid}) cannot be watched: {error}") from None
+
+
+def _groups(connection: socket.socket) -> frozenset[int]:
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
+    except OSError:
+        return frozenset()
+    return frozenset(struct.unpack(f"{len(data) // 4}I", data))
+
+
+def _process_name(pid: int | None) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError:
+        return ""

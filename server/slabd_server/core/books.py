@@ -1,0 +1,384 @@
+"""The books of one heap: its allocator and its ledger, kept in step, and every byte in exactly one state.
+
+What keeps a granted block, its *keepers*, is written in its ledger record and in `holds`:
+
+    owner      the session whose lease it is (record.session), none once it is released
+    pending    opens that a handle still promises (record.pending)
+    holds      the sessions that have it open
+
+and from them alone follows its state:
+
+    no keeper                                             not granted: the block is free
+    every keeper is a quarantined session, pending == 0   QUARANTINED
+    pending > 0 or any hold                               SHARED
+    otherwise                                             LEASED
+
+Invariants, with B the set of granted blocks:
+
+    used_bytes + available_bytes == total_bytes
+    sum(state_bytes) + free_bytes + slab_free_bytes == total_bytes
+    sum(size of b in B) == allocator.used_bytes,   and no two blocks of B overlap
+    a slot is in its owner's chain, or in `orphans` when it has none
+
+Nothing here decides who may do what; `engine` and `shares` do. No method fails once it has begun to change something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from slabd_server.core.chains import Chain, Links
+from slabd_server.core.errors import InvariantBroken, NoMemory, UnknownBlock
+from slabd_server.core.ledger import Flag, Kind, Ledger, Record
+from slabd_server.core.records import NO_SESSION, Block, BlockRef, BlockState, SlotId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slabd_server.core.heap import Heap
+    from slabd_server.core.records import EndCause, LeaseItem, SessionId
+    from slabd_server.core.sessions import Session
+    from slabd_server.core.store import Store
+
+_UNGRANTED: Final = 255
+
+
+@dataclass(slots=True)
+class Hold:
+    """A session's opens of one block: how many, and the ledger slot that records them."""
+
+    opens: int
+    ledger_slot: SlotId
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a lease is for, as its owner says."""
+
+    label: str = ""
+    call_site: str = ""
+
+
+NO_PURPOSE = Purpose()
+
+
+class Tallies:
+    """What has happened so far, as plain counters that only grow."""
+
+    def __init__(self) -> None:
+        self.lease_requests = 0
+        self.leases_granted = 0
+        self.rejections: dict[str, int] = {}
+        self.leases_ended: dict[str, int] = {}
+        self.reclaimed_bytes: dict[str, int] = {}
+        self.sessions_started = 0
+        self.sessions_ended: dict[str, int] = {}
+        self.shares = 0
+        self.opens_ok = 0
+        self.opens_stale = 0
+        self.handles_expired = 0
+
+
+def count_up(counters: dict[str, int], key: str, by: int = 1) -> None:
+    """Add to one counter of a family."""
+    counters[key] = counters.get(key, 0) + by
+
+
+class Books:
+    """One heap: who has which block."""
+
+    def __init__(self, name: str, heap_id: int, allocator: Heap, store: Store) -> None:
+        self.name: Final = name
+        self.heap_id: Final = heap_id
+        self.allocator: Final = allocator
+        self.ledger: Final = Ledger(store)
+        self.links: Final = Links()
+        self.orphans: Final = Chain(self.links)
+        self.holds: Final[dict[SlotId, dict[SessionId, Hold]]] = {}
+        self.tallies: Final = Tallies()
+        self.state_bytes = [0] * len(BlockState)
+        self.requested_bytes = 0
+        self.used_peak_bytes = 0
+        self.blocks = 0
+        self.leases = 0
+        self._states = bytearray()
+        self._purposes: dict[SlotId, Purpose] = {}
+        self._quarantined: set[SessionId] = set()
+
+    def __repr__(self) -> str:
+        return f"<Books {self.name!r}: {self.blocks} blocks, {self.used_bytes} of {self.total_bytes} bytes used>"
+
+    @property
+    def total_bytes(self) -> int:
+        """The heap's size."""
+        return self.allocator.total_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of blocks that somebody uses."""
+        return self.allocator.used_bytes - self.state_bytes[BlockState.CACHED]
+
+    @property
+    def available_bytes(self) -> int:
+        """Bytes that are free, or can be recalled."""
+        return self.allocator.available_bytes + self.state_bytes[BlockState.CACHED]
+
+    # -- granting and ending leases
+
+    def grant(
+        self, session: Session, items: Sequence[LeaseItem], purpose: Purpose, *, sequence: int, now: float
+    ) -> tuple[Block, ...]:
+        """Grant a block for each item to a session: all, or none.
+
+        Raises:
+            NoMemory: one of them cannot be had; nothing has changed.
+            InvalidSize, InvalidAlignment: one of them never can; nothing has changed.
+        """
+        self.ledger.reserve(len(items))
+        extents: list[tuple[int, int]] = []
+        try:
+            for item in items:
+                offset, size = self.allocator.grant(item.size, item.alignment)
+                extents.append((offset, size))
+        except Exception:
+            for offset, _ in extents:
+                self.allocator.free(offset)
+            raise
+        blocks = []
+        for item, (offset, size) in zip(items, extents, strict=True):
+            record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, session.id, sequence, now)
+            slot = self.ledger.add(record)
+            self._adopt(session, slot, size)
+            if purpose is not NO_PURPOSE:
+                self._purposes[slot] = purpose
+            self.blocks += 1
+            self.requested_bytes += item.size
+            self._restate(slot, size)
+            ref = BlockRef(slot, self.ledger.get(slot).generation)
+            blocks.append(Block(ref, offset, size, item.size))
+        self.tallies.leases_granted += len(blocks)
+        self.used_peak_bytes = max(self.used_peak_bytes, self.used_bytes)
+        return tuple(blocks)
+
+    def disown(self, session: Session, slot: SlotId, *, sequence: int, cause: str) -> int:
+        """End a session's lease of a block it owns; return how many bytes became free by it."""
+        record = self.ledger.get(slot)
+        session.owned.remove(slot)
+        session.owned_bytes -= record.b
+        self.orphans.append(slot)
+        self.leases -= 1
+        count_up(self.tallies.leases_ended, cause)
+        self.ledger.update(slot, record._replace(session=NO_SESSION, sequence=sequence))
+        return self.settle(slot, actor=session.id, sequence=sequence)
+
+    def take_over(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
+        """Make a session the owner of a block that has none, using up the pending open that promised it.
+
+        Its lease begins now, so that a chain stays in the order of its leases' beginnings.
+        """
+        record = self.ledger.get(slot)
+        self.orphans.remove(slot)
+        self._adopt(session, slot, record.b)
+        flags = record.flags & ~Flag.TRANSFER
+        self.ledger.update(
+            slot, record._replace(session=session.id, flags=flags, pending=0, sequence=sequence, time=now)
+        )
+        self._restate(slot, record.b)
+
+    def _adopt(self, session: Session, slot: SlotId, size: int) -> None:
+        session.owned.append(slot)
+        session.owned_bytes += size
+        self.leases += 1
+
+    # -- pending opens and holds
+
+    def set_pending(self, slot: SlotId, opens: int, *, flags: int, sequence: int) -> None:
+        """Set how many opens a block's handles still promise. Call `settle` when that may have been the last keeper."""
+        record = self.ledger.get(slot)
+        self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
+        self._restate(slot, record.b)
+
+    def hold(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
+        """Record one more open of a block by a session. Call `ledger.reserve(1)` before anything is changed."""
+        holders = self.holds.setdefault(slot, {})
+        if (hold := holders.get(session.id)) is None:
+            record = Record(Kind.HOLD, Flag.NONE, 0, 0, slot, 1, 0, session.id, sequence, now)
+            holders[session.id] = Hold(1, self.ledger.add(record))
+            session.held[slot] = None
+        else:
+            hold.opens += 1
+            record = self.ledger.get(hold.ledger_slot)
+            self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
+        self._restate(slot, self.ledger.get(slot).b)
+
+    def unhold(self, session: Session, slot: SlotId, *, sequence: int, opens: int | None = 1) -> int:
+        """Take back one open, or all (None), of a block by a session; return how many bytes became free by it."""
+        hold = self.holds[slot][session.id]
+        if opens is not None and hold.opens > opens:
+            hold.opens -= opens
+            record = self.ledger.get(hold.ledger_slot)
+            self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
+            return 0
+        self.ledger.drop(hold.ledger_slot, session=session.id, sequence=sequence)
+        del self.holds[slot][session.id]
+        if not self.holds[slot]:
+            del self.holds[slot]
+        del session.held[slot]
+        return self.settle(slot, actor=session.id, sequence=sequence)
+
+    def settle(self, slot: SlotId, *, actor: SessionId, sequence: int) -> int:
+        """Free a block that has lost its last keeper, else bring its state up to date; return the bytes freed."""
+        record = self.ledger.get(slot)
+        if record.session or record.pending or slot in self.holds:
+            self._restate(slot, record.b)
+            return 0
+        self.orphans.remove(slot)
+        self._purposes.pop(slot, None)
+        self.blocks -= 1
+        self.requested_bytes -= record.c
+        self.state_bytes[self._states[slot]] -= record.b
+        self._states[slot] = _UNGRANTED
+        self.ledger.drop(slot, session=actor, sequence=sequence)
+        self.allocator.free(record.a)
+        return record.b
+
+    # -- looking up
+
+    def find(self, ref: BlockRef) -> Record:
+        """Return a granted block's record.
+
+        Raises:
+            UnknownBlock: the slot is not granted, or has been re-issued since.
+        """
+        record = self.ledger.get(ref.slot)
+        if record.kind is not Kind.BLOCK:
+            raise UnknownBlock(f"block {ref.slot}.{ref.generation} is not granted: released already, or never leased")
+        if record.generation != ref.generation:
+            raise UnknownBlock(
+                f"block {ref.slot}.{ref.generation} has been released; slot {ref.slot} is at generation {record.generation}"
+            )
+        return record
+
+    def owned(self, session: Session, ref: BlockRef) -> Record:
+        """Return the record of a block whose lease a session owns.
+
+        Raises:
+            UnknownBlock: it is not granted, or not this session's.
+        """
+        record = self.find(ref)
+        if record.session != session.id:
+            raise UnknownBlock(f"block {ref.slot}.{ref.generation} is not leased by session {session.id}")
+        return record
+
+    def purpose(self, slot: SlotId) -> Purpose:
+        """Return what a block is for."""
+        return self._purposes.get(slot, NO_PURPOSE)
+
+    def state(self, slot: SlotId) -> BlockState:
+        """Return a granted block's state."""
+        return BlockState(self._states[slot])
+
+    # -- quarantine
+
+    def quarantine(self, session: Session) -> int:
+        """Bring the states of a session's blocks up to date after it went into quarantine; return its bytes there."""
+        self._quarantined.add(session.id)
+        before = self.state_bytes[BlockState.QUARANTINED]
+        for slot in (*session.owned, *session.held):
+            self._restate(slot, self.ledger.get(slot).b)
+        return self.state_bytes[BlockState.QUARANTINED] - before
+
+    def forget(self, session: Session) -> None:
+        """Forget a session that has nothing any more."""
+        self._quarantined.discard(session.id)
+
+    def _derive(self, slot: SlotId) -> BlockState:
+        record = self.ledger.get(slot)
+        holders = self.holds.get(slot)
+        if not self._quarantined or record.pending:
+            return BlockState.SHARED if record.pending or holders else BlockState.LEASED
+        keepers = set(holders or ())
+        if record.session:
+            keepers.add(record.session)
+        if keepers <= self._quarantined:
+            return BlockState.QUARANTINED
+        return BlockState.SHARED if holders else BlockState.LEASED
+
+    def _restate(self, slot: SlotId, size: int) -> None:
+        if slot >= len(self._states):
+            self._states.extend(bytes([_UNGRANTED]) * (max(slot + 1 - len(self._states), 64)))
+        state = self._derive(slot)
+        if (before := self._states[slot]) == state:
+            return
+        if before != _UNGRANTED:
+            self.state_bytes[before] -= size
+        self.state_bytes[state] += size
+        self._states[slot] = state
+
+    # -- proof
+
+    def check(self) -> int:
+        """Raise InvariantBroken when an invariant does not hold; return how many blocks there are. Linear in them."""
+        self.allocator.check()
+        self.ledger.check()
+        self.orphans.check()
+        extents: list[tuple[int, int]] = []
+        states = [0] * len(BlockState)
+        requested = 0
+        for slot, record in self.ledger.records():
+            if record.kind is not Kind.BLOCK:
+                continue
+            extents.append((record.a, record.b))
+            requested += record.c
+            derived = self._derive(slot)
+            if self._states[slot] != derived:
+                raise InvariantBroken(f"slot {slot} is counted as {self._states[slot]}, its keepers say {derived.name}")
+            states[derived] += record.b
+            if not (record.session or record.pending or slot in self.holds):
+                raise InvariantBroken(f"slot {slot} is granted and has no keeper")
+        _no_overlap(extents, self.total_bytes)
+        used = sum(size for _, size in extents)
+        for what, found, counted in (
+            ("blocks", len(extents), self.blocks),
+            ("bytes granted", used, self.allocator.used_bytes),
+            ("bytes requested", requested, self.requested_bytes),
+            ("bytes by state", states, self.state_bytes),
+            ("total", self.used_bytes + self.available_bytes, self.total_bytes),
+            (
+                "sum of states",
+                sum(self.state_bytes) + self.allocator.free_bytes + self.allocator.slab_free_bytes,
+                self.total_bytes,
+            ),
+        ):
+            if found != counted:
+                raise InvariantBroken(f"heap {self.name}: {what}: {found} found, {counted} counted")
+        return len(extents)
+
+
+def _no_overlap(extents: list[tuple[int, int]], total: int) -> None:
+    end = 0
+    for offset, size in sorted(extents):
+        if offset < end or offset + size > total:
+            raise InvariantBroken(
+                f"block [{offset}, {offset + size}) overlaps one that ends at {end}, or leaves the heap"
+            )
+        end = offset + size
+
+
+def ended_by(cause: EndCause) -> str:
+    """Return the name under which the end of a lease is counted when its session ended so."""
+    return cause.value
+
+
+def rejected_as(error: NoMemory) -> str:
+    """Return the name under which a refused request is counted."""
+    return _REJECTIONS.get(type(error).__name__, "no_memory")
+
+
+_REJECTIONS: Final = {
+    "TooLarge": "too_large",
+    "Fragmented": "fragmented",
+    "QueueFull": "queue_full",
+    "WaitTimeout": "timeout",
+}

@@ -1,0 +1,214 @@
+"""What operators ask the engine: who holds what, how full, and is everything consistent. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from slabd_server.core.errors import InvariantBroken, UnknownHeap
+from slabd_server.core.ledger import Kind
+from slabd_server.core.records import Block, BlockRef, BlockState, SlotId
+from slabd_server.core.stats import Checked, HeapInfo, HeapStats, LeaseInfo, SessionInfo, SizeClass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slabd_server.core.engine import Engine
+    from slabd_server.core.served import ServedHeap
+    from slabd_server.core.sessions import Session
+
+
+def heap_stats(served: ServedHeap, now: float) -> HeapStats:
+    """Return the books of a heap. The cost does not depend on how many blocks there are."""
+    books, allocator, tallies = served.books, served.books.allocator, served.books.tallies
+    head = served.waiters.head
+    return HeapStats(
+        name=books.name,
+        total_bytes=books.total_bytes,
+        used_bytes=books.used_bytes,
+        available_bytes=books.available_bytes,
+        leased_bytes=books.state_bytes[BlockState.LEASED],
+        cached_bytes=books.state_bytes[BlockState.CACHED],
+        shared_bytes=books.state_bytes[BlockState.SHARED],
+        quarantined_bytes=books.state_bytes[BlockState.QUARANTINED],
+        free_bytes=allocator.free_bytes,
+        slab_free_bytes=allocator.slab_free_bytes,
+        requested_bytes=books.requested_bytes,
+        largest_free_block_bytes=allocator.largest_free_block_bytes,
+        used_peak_bytes=books.used_peak_bytes,
+        leases=books.leases,
+        blocks=books.blocks,
+        waiters=len(served.waiters),
+        oldest_waiter_age=now - head.since if head else 0.0,
+        sessions={state.value: number for state, number in served.session_counts.items()},
+        lease_requests=tallies.lease_requests,
+        leases_granted=tallies.leases_granted,
+        rejections=dict(tallies.rejections),
+        leases_ended=dict(tallies.leases_ended),
+        reclaimed_bytes=dict(tallies.reclaimed_bytes),
+        sessions_started=tallies.sessions_started,
+        sessions_ended=dict(tallies.sessions_ended),
+        shares=tallies.shares,
+        opens_ok=tallies.opens_ok,
+        opens_stale=tallies.opens_stale,
+        handles_expired=tallies.handles_expired,
+    )
+
+
+def heap_info(served: ServedHeap, now: float) -> HeapInfo:
+    """Return the books of a heap and of its size classes."""
+    classes = tuple(
+        SizeClass(each.size, each.slabs, each.used_blocks, each.free_blocks)
+        for each in served.books.allocator.classes()
+    )
+    return HeapInfo(heap_stats(served, now), classes, served.books.allocator.free_ranges)
+
+
+def sessions(engine: Engine, heap: str, now: float) -> list[SessionInfo]:
+    """List the sessions of a heap, or of all; the one that holds most first.
+
+    Raises:
+        UnknownHeap: there is no such heap.
+    """
+    _check_heap(engine, heap)
+    chosen = [session for session in engine.sessions if heap in ("", session.books.name)]
+    chosen.sort(key=lambda session: (-session.owned_bytes, session.id))
+    return [_session_info(session, now) for session in chosen]
+
+
+def _session_info(session: Session, now: float) -> SessionInfo:
+    oldest = session.owned.oldest
+    return SessionInfo(
+        id=session.id,
+        name=session.name,
+        heap=session.books.name,
+        pid=session.peer.pid,
+        uid=session.peer.uid,
+        access=session.access,
+        attached=session.attached,
+        state=session.state,
+        age=now - session.opened_at,
+        leases=len(session.owned),
+        opens=len(session.held),
+        used_bytes=session.owned_bytes,
+        waiters=len(session.tickets),
+        oldest_lease_age=None if oldest is None else now - session.books.ledger.get(oldest).time,
+    )
+
+
+def leases(engine: Engine, heap: str, session_id: int, limit: int, now: float) -> tuple[list[LeaseInfo], int]:
+    """List at most `limit` granted blocks, the oldest first, and say how many there are in all.
+
+    The cost grows with `limit`, not with how many blocks there are: every chain is in the order of its grants.
+
+    Raises:
+        UnknownHeap: there is no such heap.
+    """
+    _check_heap(engine, heap)
+    found: list[LeaseInfo] = []
+    total = 0
+    for served in engine.heaps.values():
+        if heap not in ("", served.books.name):
+            continue
+        mine = [s for s in engine.sessions if s.books is served.books and session_id in (0, s.id)]
+        total += sum(len(s.owned) for s in mine)
+        chains = [_aged(served, s.owned) for s in mine]
+        if session_id == 0:
+            total += len(served.books.orphans)
+            chains.append(_aged(served, served.books.orphans))
+        oldest = islice(heapq.merge(*chains), limit)
+        found += [_lease_info(engine, served, slot, now) for _, slot in oldest]
+    found.sort(key=lambda info: -info.age)
+    return found[:limit], total
+
+
+def _aged(served: ServedHeap, chain: object) -> Iterator[tuple[float, SlotId]]:
+    return ((served.books.ledger.get(slot).time, slot) for slot in chain)  # type: ignore[attr-defined]
+
+
+def _lease_info(engine: Engine, served: ServedHeap, slot: SlotId, now: float) -> LeaseInfo:
+    record = served.books.ledger.get(slot)
+    purpose = served.books.purpose(slot)
+    owner = engine.sessions.find(record.session)
+    return LeaseInfo(
+        block=Block(BlockRef(slot, record.generation), record.a, record.b, record.c),
+        heap=served.books.name,
+        state=served.books.state(slot),
+        session=owner.id if owner else None,
+        pid=owner.peer.pid if owner else None,
+        session_name=owner.name if owner else "",
+        label=purpose.label,
+        call_site=purpose.call_site,
+        age=now - record.time,
+        pending_opens=record.pending,
+        opened_by=tuple(served.books.holds.get(slot, ())),
+    )
+
+
+def who_holds(engine: Engine, served: ServedHeap, now: float) -> str:
+    """Say in one line who holds a heap's memory: the three sessions that hold most."""
+    holders = [s for s in engine.sessions if s.books is served.books and s.owned_bytes]
+    top = heapq.nlargest(3, holders, key=lambda session: session.owned_bytes)
+    if not top:
+        return "held by handles that nobody has opened yet" if served.books.blocks else "nobody holds a lease"
+    parts = [_holding(session, now) for session in top]
+    if len(holders) > len(top):
+        parts.append(f"and {len(holders) - len(top)} more")
+    return "held by " + "; ".join(parts)
+
+
+def _holding(session: Session, now: float) -> str:
+    text = f"{session.name or 'session'} ({'session' if session.peer.pid is None else 'pid'} "
+    text += f"{session.id if session.peer.pid is None else session.peer.pid}) "
+    text += f"{session.owned_bytes} bytes in {len(session.owned)} leases"
+    oldest = session.owned.oldest
+    if oldest is not None:
+        purpose = session.books.purpose(oldest)
+        text += f", the oldest {now - session.books.ledger.get(oldest).time:.1f} s"
+        text += f" {purpose.label!r}" if purpose.label else ""
+        text += f" at {purpose.call_site}" if purpose.call_site else ""
+    if session.quarantined:
+        text += ", in quarantine"
+    return text
+
+
+def check(engine: Engine) -> Checked:
+    """Check every structure of every heap; never raises. Linear in the blocks."""
+    blocks, problems = 0, []
+    for served in engine.heaps.values():
+        try:
+            blocks += _check_served(engine, served)
+        except InvariantBroken as error:
+            problems.append(f"heap {served.books.name}: {error}")
+    return Checked(blocks, tuple(problems))
+
+
+def _check_served(engine: Engine, served: ServedHeap) -> int:
+    books = served.books
+    blocks = books.check()
+    served.shares.check()
+    served.waiters.check()
+    mine = [session for session in engine.sessions if session.books is books]
+    for session in mine:
+        session.check()
+    owned = sum(len(session.owned) for session in mine)
+    if owned != books.leases or owned + len(books.orphans) != books.blocks:
+        raise InvariantBroken(
+            f"{owned} leases in chains, {books.leases} counted; with {len(books.orphans)} orphans {books.blocks} blocks"
+        )
+    held = sum(len(session.held) for session in mine)
+    if held != sum(len(holders) for holders in books.holds.values()):
+        raise InvariantBroken(f"{held} opens known to sessions, the books have another number")
+    records = sum(1 for _, record in books.ledger.records() if record.kind is Kind.SESSION)
+    if records != len(mine):
+        raise InvariantBroken(f"{records} sessions in the ledger, {len(mine)} in the table")
+    for state, number in served.session_counts.items():
+        if number != sum(1 for session in mine if session.state is state):
+            raise InvariantBroken(f"{number} sessions counted as {state.value}")
+    return blocks
+
+
+def _check_heap(engine: Engine, heap: str) -> None:
+    if heap and heap not in engine.heaps:
+        raise UnknownHeap(f"no heap {heap!r}; there are {', '.join(engine.heaps)}")

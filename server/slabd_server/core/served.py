@@ -1,0 +1,51 @@
+"""One heap as the daemon serves it: its books, its handles, its queue, its door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from slabd_server.core.books import Books
+from slabd_server.core.heap import Heap
+from slabd_server.core.records import SessionState
+from slabd_server.core.shares import Shares
+from slabd_server.core.waiters import Waiters
+
+if TYPE_CHECKING:
+    from slabd_server.core.access import Policy
+    from slabd_server.core.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeapSpec:
+    """What a heap is to be like. `handle_ttl` and `session_ttl` are in seconds, `queue_limit` in requests."""
+
+    name: str
+    size: int
+    policy: Policy
+    size_classes: Literal["pow2", "fine"] = "pow2"
+    handle_ttl: float = 60.0
+    session_ttl: float = 30.0
+    queue_limit: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServedHeap:
+    """A heap and everything that belongs to it. `session_counts` says how many sessions are in which state."""
+
+    spec: HeapSpec
+    books: Books
+    shares: Shares
+    waiters: Waiters
+    session_counts: dict[SessionState, int] = field(default_factory=lambda: dict.fromkeys(SessionState, 0))
+
+    @classmethod
+    def make(cls, spec: HeapSpec, *, heap_id: int, store: Store) -> ServedHeap:
+        """Return an empty heap.
+
+        Raises:
+            InvalidHeap: its size cannot be served.
+        """
+        allocator = Heap(spec.size, size_classes=spec.size_classes)
+        books = Books(spec.name, heap_id, allocator, store)
+        return cls(spec, books, Shares(books, handle_ttl=spec.handle_ttl), Waiters(spec.queue_limit))

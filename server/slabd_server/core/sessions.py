@@ -1,0 +1,218 @@
+"""Sessions: a client process's relation to one heap, and what the core remembers of it.
+
+A session is ACTIVE until it is closed (then it is forgotten at once) or until it can no longer be talked to. It can no
+longer be talked to when its connection has hung up, when an operator has ended it, or, for sessions over gRPC alone, when
+its keep-alive is overdue. What happens then depends on whether a living process may still touch the heap:
+
+===========  ==========  ============  =====================================================
+attached     hung up     process gone  afterwards
+===========  ==========  ============  =====================================================
+no           -           -             forgotten
+yes          no          no            ACTIVE
+yes          no          yes           ACTIVE: a forked child holds the connection and the mapping
+yes          yes         no            QUARANTINED: the process lives and has the heap mapped
+yes          yes         yes           forgotten
+===========  ==========  ============  =====================================================
+
+This module owns the table of sessions and their answers to repeated calls. It does not free anything: `engine` does.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from slabd_server.core.chains import Chain
+from slabd_server.core.errors import (
+    InvariantBroken,
+    ReadOnly,
+    SequenceInFlight,
+    SequenceReused,
+    TooManySessions,
+    UnknownSession,
+    WrongSecret,
+)
+from slabd_server.core.records import Access, Peer, SessionId, SessionKey, SessionState, SlotId
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from slabd_server.core.books import Books
+    from slabd_server.core.records import EndCause, Ticket
+
+REMEMBERED_ANSWERS: Final = 1024
+SECRET_BYTES: Final = 16
+
+
+class Session:
+    """One session. `owned` are the leases it owns, `held` the blocks it has opened."""
+
+    __slots__ = (
+        "access",
+        "answers",
+        "attached",
+        "books",
+        "cause",
+        "expires_at",
+        "held",
+        "hung_up",
+        "id",
+        "in_flight",
+        "ledger_slot",
+        "name",
+        "opened_at",
+        "owned",
+        "owned_bytes",
+        "peer",
+        "process_gone",
+        "secret",
+        "state",
+        "tickets",
+    )
+
+    def __init__(  # noqa: PLR0913 - a record's fields
+        self,
+        key: SessionKey,
+        books: Books,
+        *,
+        name: str,
+        peer: Peer,
+        access: Access,
+        attached: bool,
+        now: float,
+        expires_at: float | None,
+        ledger_slot: SlotId,
+    ) -> None:
+        self.id: Final = key.id
+        self.secret: Final = key.secret
+        self.books: Final = books
+        self.name: Final = name
+        self.peer: Final = peer
+        self.access: Final = access
+        self.attached: Final = attached
+        self.opened_at: Final = now
+        self.ledger_slot: Final = ledger_slot
+        self.expires_at = expires_at
+        self.state = SessionState.ACTIVE
+        self.hung_up = False
+        self.process_gone = False
+        self.cause: EndCause | None = None
+        self.owned = Chain(books.links)
+        self.owned_bytes = 0
+        self.held: dict[SlotId, None] = {}
+        self.tickets: dict[Ticket, None] = {}
+        self.in_flight: dict[int, Ticket] = {}
+        self.answers: OrderedDict[int, tuple[int, object]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.name!r} {self.state.value}: {len(self.owned)} leases, {len(self.held)} opens>"
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether only a process that cannot be talked to keeps what this session has."""
+        return self.state is SessionState.QUARANTINED
+
+    def may_write(self) -> None:
+        """Raise ReadOnly when the session may only open and read."""
+        if self.access is Access.READ_ONLY:
+            raise ReadOnly(f"session {self.id} ({self.name}) is read-only: it may open, read and close")
+
+    def recall(self, sequence: int, request: Hashable) -> object | None:
+        """Return the answer this sequence number had before, None for a new one.
+
+        Raises:
+            SequenceInFlight: the first call with this number has no answer yet.
+            SequenceReused: the number was used by a different request.
+        """
+        if sequence == 0:
+            return None
+        if sequence in self.in_flight:
+            raise SequenceInFlight(f"sequence number {sequence} of session {self.id} is still under way")
+        if (known := self.answers.get(sequence)) is None:
+            return None
+        fingerprint, answer = known
+        if fingerprint != hash(request):
+            raise SequenceReused(f"sequence number {sequence} of session {self.id} was used by a different request")
+        return answer
+
+    def remember(self, sequence: int, request: Hashable, answer: object) -> None:
+        """Keep an answer for a repeated call; the oldest one is forgotten."""
+        if sequence == 0:
+            return
+        self.answers[sequence] = (hash(request), answer)
+        if len(self.answers) > REMEMBERED_ANSWERS:
+            self.answers.popitem(last=False)
+
+    def check(self) -> None:
+        """Raise InvariantBroken when the session contradicts itself or the ledger. Linear in its blocks."""
+        self.owned.check()
+        owned_bytes = 0
+        for slot in self.owned:
+            record = self.books.ledger.get(slot)
+            if record.session != self.id:
+                raise InvariantBroken(
+                    f"session {self.id} has slot {slot} in its chain, the ledger says {record.session}"
+                )
+            owned_bytes += record.b
+        if owned_bytes != self.owned_bytes:
+            raise InvariantBroken(f"session {self.id} owns {owned_bytes} bytes, its counter says {self.owned_bytes}")
+        for slot in self.held:
+            if self.id not in self.books.holds.get(slot, {}):
+                raise InvariantBroken(f"session {self.id} holds slot {slot}, the books do not know")
+        if self.quarantined and (self.tickets or not self.attached):
+            raise InvariantBroken(f"session {self.id} is in quarantine but waits, or is not attached")
+
+
+class Sessions:
+    """Every session of the daemon, by its number."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_id: dict[SessionId, Session] = {}
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._by_id.values()))
+
+    def next_key(self, secret: bytes) -> SessionKey:
+        """Return the key for one more session.
+
+        Raises:
+            TooManySessions: the daemon admits no further one.
+        """
+        if len(self._by_id) >= self._limit:
+            raise TooManySessions(f"the daemon has {len(self._by_id)} sessions and admits no more")
+        return SessionKey(SessionId(self._last_id + 1), secret)
+
+    def add(self, session: Session) -> None:
+        """Add a session made with the key of `next_key`."""
+        self._by_id[session.id] = session
+        self._last_id = session.id
+
+    def remove(self, session: Session) -> None:
+        """Forget a session."""
+        del self._by_id[session.id]
+
+    def find(self, session_id: int) -> Session | None:
+        """Return a session in any state, None when there is none."""
+        return self._by_id.get(SessionId(session_id))
+
+    def authenticate(self, key: SessionKey) -> Session:
+        """Return the active session whose key this is.
+
+        Raises:
+            UnknownSession: there is none with that number, or it can no longer be talked to.
+            WrongSecret: the secret is missing or another one's.
+        """
+        session = self._by_id.get(key.id)
+        if session is None:
+            raise UnknownSession(f"no session {key.id}: it has ended, or the daemon has restarted; connect again")
+        if not hmac.compare_digest(session.secret, key.secret):
+            raise WrongSecret(f"session {key.id}: the secret is {'wrong' if key.secret else 'missing'}")
+        if session.state is not SessionState.ACTIVE:
+            raise UnknownSession(f"session {key.id} has been ended by the daemon; connect again")
+        return session

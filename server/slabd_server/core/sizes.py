@@ -1,0 +1,81 @@
+"""Sizes, alignments and classes: pure arithmetic, and the tables made from it once.
+
+Owns the unit of the heap (the page), the size classes of both configurations, the bounds on sizes and alignments, and
+how many pages a slab of a class likes to have. Promises that every size up to `MAX_CLASS` together with every alignment
+up to `PAGE` has a class, and that this class is the smallest that fits both. Must not know of any block.
+
+A class's alignment is the largest power of two that divides its size: slabs start on a page, so its blocks have it too.
+
+    class_of(size, alignment) = min { c : c >= size, alignment divides c }
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PAGE_SHIFT: Final = 12
+PAGE: Final = 1 << PAGE_SHIFT
+MIN_HEAP: Final = 0x8000  # 32 KiB, and the granularity of a heap's size: the seed's MIN_HEAP_SIZE
+MAX_SIZE: Final = (1 << 63) - 1  # what a layout can express, there as here
+MAX_ALIGNMENT: Final = 1 << 30  # the largest page any machine maps; larger alignments are refused
+MIN_CLASS: Final = 64
+MAX_CLASS: Final = PAGE
+MAX_SLAB_PAGES: Final = 16
+
+QUANTUM_SHIFT: Final = 4  # every class is a multiple of 16, so a class is found by size in sixteenths of 256
+QUANTUM: Final = 1 << QUANTUM_SHIFT
+
+SizeClasses = Literal["pow2", "fine"]
+STEPS: Final[Mapping[SizeClasses, int]] = {"pow2": 1, "fine": 4}
+
+
+def class_sizes(kind: SizeClasses) -> tuple[int, ...]:
+    """List the class sizes of a configuration, the smallest first: one or four to a doubling, from 64 to 4096."""
+    steps = STEPS[kind]
+    doublings = range(MIN_CLASS.bit_length() - 1, MAX_CLASS.bit_length() - 1)
+    return (*((1 << d) + step * ((1 << d) // steps) for d in doublings for step in range(steps)), MAX_CLASS)
+
+
+def natural_alignment(size: int) -> int:
+    """Return the largest power of two that divides `size`."""
+    return size & -size
+
+
+def is_power_of_two(value: int) -> bool:
+    """Tell whether `value` is 1, 2, 4, ..."""
+    return value > 0 and not value & (value - 1)
+
+
+def pages_for(size: int) -> int:
+    """Return how many pages hold `size` bytes; none for nothing."""
+    return (size + PAGE - 1) >> PAGE_SHIFT
+
+
+def page_rounded(size: int) -> int:
+    """Round `size` up to whole pages."""
+    return pages_for(size) << PAGE_SHIFT
+
+
+def slab_unit(size: int) -> int:
+    """Return the fewest pages of which a slab of this class wastes at most a thirty-second part."""
+    return next(
+        (pages for pages in range(1, MAX_SLAB_PAGES) if (pages << PAGE_SHIFT) % size * 32 <= pages << PAGE_SHIFT),
+        MAX_SLAB_PAGES,
+    )
+
+
+def routes(sizes: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """Map each alignment up to a page to a table: entry `(size + 15) // 16` is the index of the class for that size."""
+    ascending = tuple(sizes)
+    return {1 << shift: _route(ascending, 1 << shift) for shift in range(PAGE_SHIFT + 1)}
+
+
+def _route(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
+    fitting = [index for index, size in enumerate(sizes) if not size % alignment]
+    return tuple(
+        next(index for index in fitting if sizes[index] >= quanta << QUANTUM_SHIFT)
+        for quanta in range((MAX_CLASS >> QUANTUM_SHIFT) + 1)
+    )

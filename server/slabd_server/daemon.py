@@ -1,0 +1,263 @@
+"""The daemon: everything put together, started, and stopped.
+
+Start-up order: directory and lock, memory, engine, servers, and only then READY=1, so that whoever sees the sockets can use
+them. Shutdown is the reverse: no new work, wait for the blocks to come back (for at most `drain_seconds`; a second signal
+cuts that short), then the servers, the sessions, the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import secrets
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
+from slabd_server import __version__
+from slabd_server.admin import AdminService, Whereabouts
+from slabd_server.attach import AttachServer
+from slabd_server.core.engine import Engine
+from slabd_server.core.served import ServedHeap
+from slabd_server.dispatch import Dispatcher
+from slabd_server.errors import StartError
+from slabd_server.interceptors import Guard, Meter, Narrator, Translator
+from slabd_server.metrics import MetricsServer, make_registry
+from slabd_server.notify import notify
+from slabd_server.rundir import RuntimeDir
+from slabd_server.segments import HeapSegment, LedgerSegment
+from slabd_server.service import PoolService
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from slabd_server.config import Config, HeapConfig
+
+_STOP_GRACE_SECONDS: Final = 1.0
+_POOL: Final[str] = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
+_ADMIN: Final[str] = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+# Two daemons must not share a TCP port: without this the kernel spreads clients over both.
+_SERVER_OPTIONS: Final = (("grpc.so_reuseport", 0),)
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One running daemon. `start`, `run_until_stopped`, `close`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stack = contextlib.AsyncExitStack()
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bring everything up, or raise and leave nothing behind.
+
+        Raises:
+            StartError: it cannot be brought up; the message says what to do.
+        """
+        try:
+            await self._bring_up()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _bring_up(self) -> None:
+        config = self._config
+        _raise_descriptor_limit()
+        rundir = RuntimeDir(config.runtime_dir, socket_mode=config.socket_mode)
+        self._stack.callback(rundir.close)
+        rundir.sweep()
+        self._segments = {heap.name: self._make_segment(heap) for heap in config.heaps}
+        self._engine = Engine(map(self._make_heap, config.heaps), session_limit=config.session_limit)
+        self._dispatcher = Dispatcher(self._engine)
+        self._stack.callback(self._dispatcher.stop)
+        registry = make_registry(self._dispatcher)
+        metrics_address = await self._serve_metrics(registry)
+        self._health = HealthServicer()
+        addresses = await self._serve_grpc(rundir, registry, metrics_address)
+        self._attach = AttachServer(self._dispatcher, self._segments)
+        self._dispatcher.on_ended = self._attach.forget
+        self._stack.push_async_callback(self._attach.close)
+        try:
+            self._attach.listen(rundir.attach_socket, config.socket_mode)
+        except OSError as error:
+            raise StartError(f"cannot listen on {rundir.attach_socket}: {error.strerror}") from None
+        for name in ("", _POOL, _ADMIN):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._watch_signals()
+        self._print_banner(addresses, rundir, metrics_address)
+        notify(READY="1", STATUS="serving")
+
+    def _make_segment(self, heap: HeapConfig) -> HeapSegment:
+        segment = HeapSegment.create(
+            heap.name, heap.size_bytes, prefault=heap.prefault, huge_pages=heap.huge_pages
+        )
+        self._stack.callback(segment.close)
+        return segment
+
+    def _make_heap(self, heap: HeapConfig) -> ServedHeap:
+        store = LedgerSegment.create(heap.name)
+        self._stack.callback(store.close)
+        return ServedHeap.make(heap.spec(), heap_id=secrets.randbits(64), store=store)
+
+    async def _serve_metrics(self, registry: CollectorRegistry) -> str:
+        if self._config.metrics_listen is None:
+            return ""
+        host, port = self._config.metrics_listen
+        try:
+            server = MetricsServer(registry, host, port)
+        except OSError as error:
+            raise StartError(
+                f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another --metrics-listen, or off"
+            ) from None
+
+        async def close() -> None:
+            # In a thread: a scrape under way may be waiting for this loop.
+            await asyncio.to_thread(server.close)
+
+        self._stack.push_async_callback(close)
+        return server.address
+
+    async def _serve_grpc(self, rundir: RuntimeDir, registry: CollectorRegistry, metrics_address: str) -> list[str]:
+        config = self._config
+        self._server = grpc.aio.server(
+            interceptors=(Meter(registry), Narrator(), Translator(), Guard()), options=_SERVER_OPTIONS
+        )
+        addresses = [self._bind(f"unix:{rundir.grpc_socket}", None)]
+        credentials = _credentials(config)
+        for host, port in config.listen:
+            addresses.append(self._bind(f"{host}:{port}", credentials))
+        whereabouts = Whereabouts(
+            runtime_dir=str(rundir.path), addresses=tuple(addresses), metrics_address=metrics_address
+        )
+        pool = PoolService(self._dispatcher, self._segments, grace=config.drain_seconds)
+        admin = AdminService(self._dispatcher, self._segments, whereabouts)
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (_POOL, _ADMIN, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        before = os.umask(0o777 & ~config.socket_mode)
+        try:
+            await self._server.start()
+        finally:
+            os.umask(before)
+        self._stack.push_async_callback(self._server.stop, _STOP_GRACE_SECONDS)
+        rundir.grpc_socket.chmod(config.socket_mode)
+        return addresses
+
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
+        before = os.umask(0o777 & ~self._config.socket_mode)
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}: {error}; choose another --listen or --runtime-dir") from None
+        finally:
+            os.umask(before)
+        return address if address.startswith("unix:") else f"{address.rsplit(':', 1)[0]}:{port}"
+
+    # -- running and stopping
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+            self._stack.callback(loop.remove_signal_handler, number)
+        if self._config.stop_on_eof:
+            loop.add_reader(sys.stdin.fileno(), self._read_stdin)
+            self._stack.callback(loop.remove_reader, sys.stdin.fileno())
+
+    def _read_stdin(self) -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self._hurry.set()
+            self.stop()
+
+    def stop(self) -> None:
+        """Begin to stop; called again, do not wait for anybody."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `stop`, then drain."""
+        await self._stopping.wait()
+        log.info("stopping: waiting up to %s s for %d sessions", self._config.drain_seconds, len(self._engine.sessions))
+        notify(STOPPING="1", STATUS="draining")
+        await self._health.enter_graceful_shutdown()
+        self._attach.stop_listening()
+        self._dispatcher.perform(self._engine.drain().effects)
+        idle = asyncio.create_task(self._dispatcher.idle(self._config.drain_seconds))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (idle, hurry):
+            task.cancel()
+        await asyncio.gather(idle, hurry, return_exceptions=True)
+        if not self._dispatcher.is_idle:
+            blocks = sum(served.books.blocks for served in self._engine.heaps.values())
+            log.warning("stopping with %d blocks still held", blocks)
+        self._dispatcher.end_watches()
+
+    async def close(self) -> None:
+        """Take everything down."""
+        await self._stack.aclose()
+
+    def _print_banner(self, addresses: list[str], rundir: RuntimeDir, metrics_address: str) -> None:
+        lines = [f"slabd {__version__}, pid {os.getpid()}"]
+        lines += [
+            f"  heap {heap.name}: {heap.size_bytes:,} bytes, {self._segments[heap.name].page_backing}"
+            + (", prefaulted" if heap.prefault else "")
+            for heap in self._config.heaps
+        ]
+        lines += [f"  gRPC    {address}" for address in addresses]
+        lines.append(f"  attach  unix:{rundir.attach_socket}")
+        lines.append(f"  metrics {f'http://{metrics_address}/metrics' if metrics_address else 'off'}")
+        lines.append(f"  try     slabctl --address {rundir.path} status")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _credentials(config: Config) -> grpc.ServerCredentials | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    try:
+        pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+        client_ca = None if config.tls_client_ca is None else config.tls_client_ca.read_bytes()
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}") from None
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
+def _raise_descriptor_limit() -> None:
+    """Use all the descriptors we may: each session takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def run(config: Config) -> int:
+    """Run a daemon until it is told to stop; return the exit status.
+
+    Raises:
+        StartError: it could not start.
+    """
+    daemon = Daemon(config)
+    await daemon.start()
+    try:
+        await daemon.run_until_stopped()
+    finally:
+        await daemon.close()
+    return 0

@@ -1,0 +1,236 @@
+"""What every gRPC call passes through, from the outside in: counting, logging, translating errors, guarding.
+
+    Meter       counts and times calls, with the names and labels of go-grpc-prometheus
+    Narrator    logs what failed
+    Translator  turns errors of the core into statuses, and anything unforeseen into INTERNAL, with its details in the
+                log and not on the wire
+    Guard       lets only trusted peers call AdminService
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+from prometheus_client import Counter, Histogram
+
+from slabd_server.core.errors import AccessDenied, CoreError
+from slabd_server.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from prometheus_client import CollectorRegistry
+
+    from slabd_server.wire import Context
+
+_ADMIN_PREFIX: Final = "/slabd.v1.AdminService/"
+_EDGES: Final = (25e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0)
+
+log = logging.getLogger(__name__)
+
+Handler = Any  # grpc.RpcMethodHandler, whose fields grpc's stubs leave open
+
+
+class Around(Protocol):
+    """What an interceptor does around a call: enter, run, leave."""
+
+    def __call__(self, method: str, kind: str, context: Context) -> Any:
+        """Return an asynchronous context manager for one call."""
+        ...
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers of all four kinds in `around`, so that an interceptor is written once."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Return the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        kind = _kind(handler)
+        if handler.response_streaming:
+            inner_stream = handler.unary_stream or handler.stream_stream
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                async with self.around(method, kind, context):
+                    async for response in inner_stream(request, context):
+                        yield response
+
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(stream, handler.request_deserializer, handler.response_serializer)
+        inner = handler.unary_unary or handler.stream_unary
+
+        async def unary(request: Any, context: Context) -> Any:
+            async with self.around(method, kind, context):
+                return await inner(request, context)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(unary, handler.request_deserializer, handler.response_serializer)
+
+    def around(self, method: str, kind: str, context: Context) -> Any:
+        """Return an asynchronous context manager for one call."""
+        raise NotImplementedError
+
+
+def _kind(handler: Handler) -> str:
+    request = "client_stream" if handler.request_streaming else "unary"
+    if handler.response_streaming:
+        return "bidi_stream" if handler.request_streaming else "server_stream"
+    return request
+
+
+class Translator(Interceptor):
+    """Puts errors on the wire."""
+
+    def around(self, method: str, kind: str, context: Context) -> Any:
+        """Translate what one call raises."""
+        return _Translation(method, context)
+
+
+class _Translation:
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, CoreError):
+            await self._context.abort_with_status(to_status(error))
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            log.error("%s failed", self._method, exc_info=error)
+            defect = CoreError(f"a defect of the daemon in {self._method}; its log has the details")
+            await self._context.abort_with_status(to_status(defect))
+
+
+class Guard(Interceptor):
+    """Refuses AdminService to peers that nothing vouches for: over TCP only a client certificate does."""
+
+    def around(self, method: str, kind: str, context: Context) -> Any:
+        """Look at the peer of one call."""
+        return _Guarding(method, context)
+
+
+class _Guarding:
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        if not self._method.startswith(_ADMIN_PREFIX):
+            return
+        if self._context.peer().startswith("unix:") or self._context.peer_identities():
+            return
+        raise AccessDenied("AdminService answers on the unix socket, and over TCP only to clients with a certificate")
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+class Narrator(Interceptor):
+    """Logs calls that failed: at INFO, since a refused request is the client's affair."""
+
+    def around(self, method: str, kind: str, context: Context) -> Any:
+        """Log how one call ended."""
+        return _Narration(method, context)
+
+
+class _Narration:
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, grpc.aio.AbortError) and log.isEnabledFor(logging.INFO):
+            log.info("%s from %s: %s", self._method, self._context.peer(), self._context.details())
+
+
+class Meter(Interceptor):
+    """Counts and times calls."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("grpc_type", "grpc_service", "grpc_method")
+        self._started = Counter(
+            "grpc_server_started", "RPCs started on the server.", labels, registry=registry
+        )
+        self._handled = Counter(
+            "grpc_server_handled",
+            "RPCs completed on the server, by status code.",
+            (*labels, "grpc_code"),
+            registry=registry,
+        )
+        self._handling = Histogram(
+            "grpc_server_handling_seconds",
+            "How long the server handled RPCs; leases that wait included.",
+            labels,
+            buckets=_EDGES,
+            registry=registry,
+        )
+
+    def around(self, method: str, kind: str, context: Context) -> Any:
+        """Count and time one call."""
+        return _Metering(self, method, kind, context)
+
+    def start(self, labels: tuple[str, str, str]) -> None:
+        """Count a call's beginning."""
+        self._started.labels(*labels).inc()
+
+    def end(self, labels: tuple[str, str, str], code: grpc.StatusCode, seconds: float) -> None:
+        """Count a call's end."""
+        self._handled.labels(*labels, _code_name(code)).inc()
+        self._handling.labels(*labels).observe(seconds)
+
+
+class _Metering:
+    def __init__(self, meter: Meter, method: str, kind: str, context: Context) -> None:
+        _, service, name = method.split("/", 2)
+        self._labels = (kind, service, name)
+        self._meter = meter
+        self._context = context
+        self._began = 0.0
+
+    async def __aenter__(self) -> None:
+        self._meter.start(self._labels)
+        self._began = time.perf_counter()
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            code = grpc.StatusCode.OK
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+        else:
+            code = _status_code(self._context.code())
+        self._meter.end(self._labels, code, time.perf_counter() - self._began)
+
+
+def _status_code(code: object) -> grpc.StatusCode:
+    """Return a context's code as a member: grpc.aio stores either the member or its number."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((member for member in grpc.StatusCode if member.value[0] == code), grpc.StatusCode.UNKNOWN)
+
+
+def _code_name(code: grpc.StatusCode) -> str:
+    """Return a code's name as go-grpc-prometheus writes it: InvalidArgument, not INVALID_ARGUMENT."""
+    return "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")

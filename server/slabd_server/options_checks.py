@@ -1,0 +1,66 @@
+"""What does not go together in a configuration, although each value alone is allowed.
+
+Pure: settings in, problems out.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, MAX_SOCKET_PATH_BYTES
+from slabd_server.options import Problem, Settings
+from slabd_server.segments import HUGE_PAGE
+from slabd_server.units import exact_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def contradictions(settings: Settings) -> Iterable[Problem]:
+    """List what does not go together in the daemon's options."""
+    yield from _tls_contradictions(settings)
+    yield from _listen_contradictions(settings)
+    directory = settings["runtime_dir"]
+    longest = max(len(os.fsencode(directory.value / name)) for name in (GRPC_SOCKET, ATTACH_SOCKET))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        yield Problem(
+            directory.source,
+            f"{str(directory.value)!r} is too long: the path of a socket in it has {longest} bytes, "
+            f"the kernel takes {MAX_SOCKET_PATH_BYTES}",
+        )
+
+
+def _tls_contradictions(settings: Settings) -> Iterable[Problem]:
+    cert, key, client_ca = settings["tls_cert"], settings["tls_key"], settings["tls_client_ca"]
+    for one, other in ((cert, key), (key, cert), (client_ca, cert)):
+        if one.value is not None and other.value is None:
+            yield Problem(one.source, f"{one.words!r} needs {other.option.flag} too")
+    if cert.value is not None and not settings["listen"].value:
+        yield Problem(cert.source, f"{cert.words!r} has no effect without a TCP address: give --listen too")
+
+
+def _listen_contradictions(settings: Settings) -> Iterable[Problem]:
+    listen = settings["listen"]
+    secure = settings["tls_cert"].value is not None or settings["allow_insecure_listen"].value
+    for address in listen.value:
+        if not address.is_loopback and not secure:
+            yield Problem(
+                listen.source,
+                f"'{address}' would serve other machines without TLS: give --tls-cert and --tls-key, listen on "
+                f"127.0.0.1, or say --allow-insecure-listen",
+            )
+    fixed = [address for address in listen.value if address.port]
+    for address in sorted({address for address in fixed if fixed.count(address) > 1}):
+        yield Problem(listen.source, f"'{address}' is given twice")
+    if settings["metrics_listen"].value in fixed:
+        yield Problem(listen.source, f"'{settings['metrics_listen'].value}' is the address of the metrics already")
+
+
+def heap_contradictions(settings: Settings) -> Iterable[Problem]:
+    """List what does not go together in a heap's options."""
+    size = settings["size_bytes"]
+    if settings["huge_pages"].value == "2MiB" and size.value % HUGE_PAGE:
+        yield Problem(
+            size.source, f"{size.words!r} is not a multiple of {exact_size(HUGE_PAGE)}, as huge_pages asks for"
+        )

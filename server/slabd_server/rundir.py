@@ -1,0 +1,111 @@
+"""The runtime directory: made, checked, locked, and swept of what a dead daemon left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Final
+
+from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, LOCK_FILE, MAX_SOCKET_PATH_BYTES
+from slabd_server.errors import StartError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+class RuntimeDir:
+    """The daemon's runtime directory, held under an exclusive lock until `close`."""
+
+    def __init__(self, path: Path, *, socket_mode: int) -> None:
+        """Make the directory if need be, check it, and lock it.
+
+        Raises:
+            StartError: another daemon has it, somebody else could tamper with it, or it cannot be used.
+        """
+        self.path: Final = path
+        self.grpc_socket: Final = path / GRPC_SOCKET
+        self.attach_socket: Final = path / ATTACH_SOCKET
+        _check_length(self.attach_socket)
+        try:
+            private = not socket_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
+            _check_owner(path)
+            self._lock = self._take_lock(path / LOCK_FILE)
+        except OSError as error:
+            raise StartError(
+                f"cannot use the runtime directory {path}: {error.strerror}; choose another with --runtime-dir"
+            ) from None
+
+    def _take_lock(self, path: Path) -> int:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise StartError(
+                f"another slabd (pid {holder or 'unknown'}) serves {self.path}; stop it, or choose another --runtime-dir"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        return lock
+
+    def sweep(self) -> None:
+        """Remove sockets that a dead daemon left.
+
+        Raises:
+            StartError: something answers on one of them, or what is there is no socket.
+        """
+        for path in (self.grpc_socket, self.attach_socket):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISSOCK(mode):
+                raise StartError(f"{path} is in the way and is no socket; remove it, or choose another --runtime-dir")
+            if _answers(path):
+                raise StartError(f"something that is no slabd listens on {path}; choose another --runtime-dir")
+            path.unlink()
+
+    def close(self) -> None:
+        """Remove the sockets and let go of the directory. The lock file stays: removing it would race with a successor."""
+        for path in (self.grpc_socket, self.attach_socket):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        os.close(self._lock)
+
+
+def _check_length(path: Path) -> None:
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise StartError(
+            f"{path} has {length} bytes, a socket's path at most {MAX_SOCKET_PATH_BYTES}; choose a shorter --runtime-dir"
+        )
+
+
+def _check_owner(path: Path) -> None:
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise StartError(f"{path} belongs to uid {found.st_uid}, not to {os.geteuid()}; choose another --runtime-dir")
+    if found.st_mode & _WRITABLE_BY_OTHERS and not found.st_mode & stat.S_ISVTX:
+        raise StartError(
+            f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}); "
+            f"run `chmod go-w {path}`, or choose another --runtime-dir"
+        )
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True

@@ -1,0 +1,112 @@
+"""`Extents` against a model that keeps a set of page numbers."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from slabd_server.core.extents import Extents
+
+PAGES = st.integers(1, 12)
+ALIGNMENTS = st.sampled_from([2, 4, 8, 16])
+
+
+class ExtentsMachine(RuleBasedStateMachine):
+    """The model: the set of free pages, the pages taken, and searching through all of them."""
+
+    @initialize(pages=st.integers(1, 48), phase=st.integers(0, 20))
+    def make(self, pages: int, phase: int) -> None:
+        """Start with all pages free."""
+        self.extents = Extents(pages, phase)
+        self.phase = phase
+        self.free = set(range(pages))
+        self.taken: list[tuple[int, int]] = []
+        self.pages = pages
+
+    def ranges(self) -> dict[int, int]:
+        """Return the maximal free ranges of the model."""
+        starts = [page for page in self.free if page - 1 not in self.free]
+        return {s: next(n for n in range(1, self.pages + 1) if s + n not in self.free) for s in starts}
+
+    def took(self, first: int, pages: int) -> None:
+        """Move pages in the model; they must have been free."""
+        wanted = set(range(first, first + pages))
+        assert wanted <= self.free
+        self.free -= wanted
+        self.taken.append((first, pages))
+
+    @rule(pages=PAGES)
+    def take(self, pages: int) -> None:
+        """The best fit is taken, and a request fails only when no range is as long."""
+        fitting = [length for length in self.ranges().values() if length >= pages]
+        first = self.extents.take(pages)
+        if not fitting:
+            assert first == -1
+            return
+        assert self.ranges()[first] == min(fitting)
+        self.took(first, pages)
+
+    @rule(pages=PAGES)
+    def take_up_to(self, pages: int) -> None:
+        """As many as asked for, or as the longest range has."""
+        longest = max(self.ranges().values(), default=0)
+        first, got = self.extents.take_up_to(pages)
+        assert got == min(pages, longest)
+        if got:
+            self.took(first, got)
+
+    @rule(pages=PAGES, alignment=ALIGNMENTS)
+    def take_aligned(self, pages: int, alignment: int) -> None:
+        """A request fails only when no aligned page has as many free pages from it on."""
+        wanted = range(pages)
+        places = [p for p in self.free if (p + self.phase) % alignment == 0 and all(p + i in self.free for i in wanted)]
+        first = self.extents.take_aligned(pages, alignment)
+        if not places:
+            assert first == -1
+            return
+        assert first in places
+        self.took(first, pages)
+
+    @rule(first=st.integers(0, 60), pages=PAGES)
+    def take_at(self, first: int, pages: int) -> None:
+        """Exactly these pages, if all are free."""
+        free = set(range(first, first + pages)) <= self.free
+        assert self.extents.take_at(first, pages) is free
+        if free:
+            self.took(first, pages)
+
+    @rule(data=st.data())
+    def give(self, data: st.DataObject) -> None:
+        """Give a taken range back, or a part of it."""
+        if not self.taken:
+            return
+        first, pages = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
+        part = data.draw(st.integers(1, pages))
+        if part < pages:
+            self.taken.append((first + part, pages - part))
+        self.extents.give(first, part)
+        self.free |= set(range(first, first + part))
+
+    @rule(pages=st.integers(0, 8))
+    def grow(self, pages: int) -> None:
+        """Add pages at the end."""
+        self.extents.grow(pages)
+        self.free |= set(range(self.pages, self.pages + pages))
+        self.pages += pages
+
+    @invariant()
+    def same(self) -> None:
+        """The ranges are the model's, and every answer about them is."""
+        if not hasattr(self, "extents"):
+            return
+        self.extents.check()
+        ranges = self.ranges()
+        assert dict(self.extents) == ranges
+        assert self.extents.free_pages == len(self.free)
+        assert self.extents.longest == max(ranges.values(), default=0)
+        assert self.extents.ranges == len(ranges)
+
+
+ExtentsMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestExtents = ExtentsMachine.TestCase

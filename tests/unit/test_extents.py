@@ -1,0 +1,263 @@
+"""Free page ranges: placement, joining, alignment, the indexes on demand, and what `check()` sees."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slabd_server.core import extents as module
+from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.extents import Extents, FitIndex, IntSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def with_holes(*holes: tuple[int, int], pages: int = 4096, phase: int = 0) -> Extents:
+    """Build extents in which exactly the ranges `(first, pages)` are free."""
+    extents = Extents(pages, phase)
+    assert extents.take(pages) == 0
+    for first, length in holes:
+        extents.give(first, length)
+    extents.check()
+    return extents
+
+
+def test_an_int_set_finds_neighbours_over_any_distance() -> None:
+    """`at_least`, `at_most` and `largest` agree with a sorted list, over all three levels."""
+    rng = random.Random(1)
+    numbers, ints = set[int](), IntSet()
+    for _ in range(3000):
+        number = rng.randrange(1 << rng.choice((4, 11, 21, 30)))
+        if number in numbers and rng.random() < 0.9:
+            numbers.remove(number)
+            ints.remove(number)
+        else:
+            numbers.add(number)
+            ints.add(number)
+        probe = rng.choice((number, rng.randrange(1 << rng.choice((4, 11, 21, 30)))))
+        assert ints.at_least(probe) == min((n for n in numbers if n >= probe), default=-1)
+        assert ints.at_most(probe) == max((n for n in numbers if n <= probe), default=-1)
+        assert ints.largest() == max(numbers)
+    assert list(ints) == sorted(numbers)
+    for number in numbers:
+        ints.remove(number)
+    assert (ints.largest(), ints.at_least(0), ints.at_most(1 << 30)) == (-1, -1, -1)
+
+
+def test_the_best_fit_is_taken() -> None:
+    """Of ranges of 9, 5 and 7 pages a request for 6 is served from the one of 7."""
+    extents = with_holes((0, 9), (20, 5), (30, 7))
+    assert extents.take(6) == 30
+    assert extents.take(5) == 20
+    extents.check()
+
+
+def test_a_range_of_the_exact_length_is_taken_whole() -> None:
+    """An exact fit leaves no range behind."""
+    extents = with_holes((0, 9), (20, 5))
+    assert extents.take(5) == 20
+    assert dict(extents) == {0: 9}
+
+
+def test_pages_given_back_join_both_neighbours() -> None:
+    """A range given back between two free ones makes one of the three; between one, one of the two."""
+    extents = with_holes((0, 4), (8, 4))
+    extents.give(4, 4)
+    assert dict(extents) == {0: 12}
+    extents.give(20, 2)
+    extents.give(18, 2)
+    extents.give(22, 2)
+    assert dict(extents) == {0: 12, 18: 6}
+    extents.check()
+
+
+def test_a_class_takes_what_there_is() -> None:
+    """`take_up_to` takes the longest range when none is as long as preferred, and nothing from nothing."""
+    extents = with_holes((0, 3), (10, 5))
+    assert extents.take_up_to(16) == (10, 5)
+    assert extents.take_up_to(2) == (0, 2)
+    assert extents.take_up_to(2) == (2, 1)
+    assert extents.take_up_to(2) == (-1, 0)
+    extents.check()
+
+
+def test_growing_joins_what_was_free_at_the_end() -> None:
+    """Added pages continue the free range that ended the heap; growing by nothing changes nothing."""
+    extents = Extents(8)
+    extents.grow(4)
+    extents.grow(0)
+    assert dict(extents) == {0: 12}
+    assert (extents.pages, extents.free_pages, extents.longest) == (12, 12, 12)
+
+
+@pytest.mark.parametrize("phase", [0, 1, 5, 1023])
+@pytest.mark.parametrize("alignment", [2, 4, 64])
+def test_alignment_counts_from_the_absolute_page_number(phase: int, alignment: int) -> None:
+    """Whatever the first page's number, taken pages begin at a multiple of the alignment."""
+    extents = Extents(1024, phase)
+    for pages in (1, 3, 64, 100):
+        first = extents.take_aligned(pages, alignment)
+        assert (first + phase) % alignment == 0
+        extents.check()
+
+
+def test_an_aligned_request_finds_the_only_place_there_is() -> None:
+    """Of many ranges that are long enough, only one holds its pages at a multiple of 8; the index finds it."""
+    decoys = [(16 * k + 1, 7) for k in range(60)]
+    extents = with_holes(*decoys, (1000, 4), (1021, 5))
+    assert extents.take_aligned(2, 8) == 1000
+    assert extents.take_aligned(2, 8) == 1024
+    assert extents.take_aligned(2, 8) == -1
+    extents.check()
+
+
+def test_an_aligned_index_keeps_up_with_every_change() -> None:
+    """Once made, the index of an alignment follows each cut and each join; `check()` compares it with the ranges."""
+    extents = with_holes((1, 7), (17, 7))
+    assert extents.take_aligned(4, 8) == -1
+    assert 8 in extents._aligned
+    extents.give(24, 9)
+    assert extents.take_aligned(4, 8) == 24
+    extents.check()
+
+
+def test_an_index_that_idles_is_let_go() -> None:
+    """After as many changes as it cost to make, an index nobody asks for is gone; it comes back when asked for."""
+    extents = with_holes((1, 7))
+    assert extents.take_aligned(4, 8) == -1
+    for _ in range(module._MIN_IDLE):
+        extents.give(100, 1)
+        assert extents.take(1) == 100
+    assert 8 in extents._aligned
+    for _ in range(2):
+        extents.give(100, 1)
+        assert extents.take(1) == 100
+    assert 8 not in extents._aligned
+    assert extents.take_aligned(4, 8) == -1
+    extents.check()
+
+
+def test_an_index_in_use_stays() -> None:
+    """Each use of an index makes it stay for as many changes again."""
+    extents = with_holes((1, 7))
+    for _ in range(module._MIN_IDLE * 2):
+        assert extents.take_aligned(4, 8) == -1
+        index = extents._aligned[8]
+        extents.give(100, 1)
+        assert extents.take(1) == 100
+    assert extents._aligned[8] is index
+
+
+def test_an_order_that_idles_is_let_go() -> None:
+    """The order of the free ranges costs nothing any more once rebuilding is over."""
+    extents = with_holes((1, 7))
+    assert extents.take_at(3, 1)
+    for _ in range(module._MIN_IDLE + 8):
+        extents.give(100, 1)
+        assert extents.take(1) == 100
+    assert extents._order is None
+    assert extents.take_at(5, 1)
+    extents.check()
+
+
+def test_exact_pages_are_taken_from_inside_a_range() -> None:
+    """Taking a range's middle, head, tail or the whole leaves the rest; pages not all free are refused."""
+    extents = with_holes((10, 10))
+    assert extents.take_at(14, 2)
+    assert dict(extents) == {10: 4, 16: 4}
+    assert not extents.take_at(13, 2)
+    assert not extents.take_at(9, 1)
+    assert not extents.take_at(18, 3)
+    assert not extents.take_at(0, 1)
+    assert dict(extents) == {10: 4, 16: 4}
+    assert extents.take_at(10, 1)
+    assert extents.take_at(19, 1)
+    assert extents.take_at(16, 3)
+    assert dict(extents) == {11: 3}
+    extents.check()
+
+
+def test_neighbours_can_be_asked_for() -> None:
+    """`range_from` and `range_until` give the lengths of the free ranges at a boundary."""
+    extents = with_holes((10, 4))
+    assert [extents.range_from(10), extents.range_from(11)] == [4, 0]
+    assert [extents.range_until(14), extents.range_until(10)] == [4, 0]
+    assert repr(extents) == "<Extents 4 of 4096 pages free in 1 ranges, longest 4>"
+
+
+def _lose_a_page(extents: Extents) -> None:
+    extents.free_pages -= 1
+
+
+def _lose_an_end(extents: Extents) -> None:
+    del extents._starts[14]
+
+
+def _shift_an_end(extents: Extents) -> None:
+    extents._starts[14] = 11
+
+
+def _forget_to_join(extents: Extents) -> None:
+    extents._link(14, 2)
+    extents.free_pages += 2
+
+
+def _link_nothing(extents: Extents) -> None:
+    extents._pages[50] = 0
+
+
+def _reach_past_the_end(extents: Extents) -> None:
+    extents.pages = 13
+
+
+def _lose_an_entry(extents: Extents) -> None:
+    extents._fits.remove(10, 4)
+
+
+def _lose_a_length(extents: Extents) -> None:
+    extents._fits._lengths.remove(4)
+
+
+def _lose_the_order(extents: Extents) -> None:
+    extents._ordered().remove(10)
+
+
+def _lose_a_room(extents: Extents) -> None:
+    extents._rooms(4).remove(10, 2)
+
+
+BREAKS: list[Callable[[Extents], None]] = [
+    _lose_a_page,
+    _lose_an_end,
+    _shift_an_end,
+    _forget_to_join,
+    _link_nothing,
+    _reach_past_the_end,
+    _lose_an_entry,
+    _lose_a_length,
+    _lose_the_order,
+    _lose_a_room,
+]
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_check_sees_each_broken_invariant(damage: Callable[[Extents], None]) -> None:
+    """Every invariant in the module's prose, broken by hand, is reported with numbers."""
+    extents = with_holes((10, 4), (100, 4))
+    damage(extents)
+    with pytest.raises(InvariantBroken, match=r"\d"):
+        extents.check()
+
+
+def test_the_fit_index_does_not_walk_over_tombstones() -> None:
+    """The best fit is entered anew at the end, so that the next look does not step over what was removed."""
+    index = FitIndex()
+    for start in range(1000):
+        index.add(start, 1)
+    for start in range(1, 1000):
+        index.remove(start, 1)
+    assert index.best(1) == 0
+    assert list(index.ranges[1]) == [0]
