@@ -1,4 +1,4 @@
-"""What the two pools, blocking and asyncio, have in common: options, properties, and how a pool that nobody closes ends."""
+"""What the two pools, blocking and asyncio, have in common: options, properties, and how an unclosed pool ends."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ import itertools
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from slabd.errors import LeaseReleased, NotMapped
 from slabd.mapping import exports, is_alive, view_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from slabd.mapping import Mapping
     from slabd_proto.v1 import pool_pb2
@@ -45,6 +45,26 @@ class _RemoteAnchor:
     __slots__ = ("__weakref__",)
 
 
+class Returnable(Protocol):
+    """A block that may be given back: to release when the session owns its lease, else to close."""
+
+    @property
+    def name(self) -> BlockName:
+        """The block."""
+
+    @property
+    def owned(self) -> bool:
+        """Whether the session owns its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedBlock:
+    """A block that the daemon has granted, and that never came into anybody's care."""
+
+    name: BlockName
+    owned: bool
+
+
 class _AnchorRef(weakref.ref[Any]):
     """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards."""
 
@@ -55,14 +75,6 @@ class _AnchorRef(weakref.ref[Any]):
     owned: bool
     quiet: bool  # somebody waits for this death and gives the block back himself
     holding: weakref.ref[Holding]
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """A block whose anchor is dead: to release when the session owns its lease, else to close."""
-
-    name: BlockName
-    owned: bool
 
 
 class Holdings:
@@ -85,9 +97,12 @@ class Holdings:
         """Whether blocks have views."""
         return self._mapping is not None
 
-    def adopt(self, block: pool_pb2.Block, *, owned: bool) -> Holding:
-        """Take a block that the daemon has granted, or opened, into this process's care."""
-        return Holding(self, next(self._serials), block, owned=owned)
+    def __contains__(self, serial: int) -> bool:
+        return serial in self._records
+
+    def next_serial(self) -> int:
+        """Return a number for one more block."""
+        return next(self._serials)
 
     def anchor(self, holding: Holding) -> tuple[memoryview | None, object | None]:
         """Make an anchor for a block, watch it, and return the view over it, or the bare anchor without a mapping."""
@@ -107,22 +122,32 @@ class Holdings:
             return None, anchor
         return view_of(anchor, holding.size, writable=self._mapping.writable and holding.owned), None
 
-    def claim(self, serial: int) -> GiveBack | None:
-        """Take a block out, to give it back; None when somebody else has."""
-        record = self._records.pop(serial, None)
-        return None if record is None else GiveBack(record.name, record.owned)
+    def claim(self, serials: Sequence[int], into: list[Returnable | None]) -> None:
+        """Take blocks out, to give them back: None for one that somebody else has taken.
 
-    def claim_dead(self, limit: int) -> list[GiveBack]:
-        """Take at most `limit` blocks out whose anchors have died unnoticed."""
-        claimed: list[GiveBack] = []
-        while len(claimed) < limit:
-            try:
-                serial = self._dead.popleft()
-            except IndexError:
-                break
-            if (block := self.claim(serial)) is not None:
-                claimed.append(block)
-        return claimed
+        One call into C, so that a KeyboardInterrupt comes before it or after it and no block is lost in between.
+        """
+        into.extend(map(self._records.pop, serials, itertools.repeat(None)))
+
+    def claim_let_go(self, group: Iterable[Holding], into: list[Returnable | None]) -> None:
+        """After `let_go`: take blocks out, to give them back.
+
+        Where another thread has made a slice of the view at the last moment, the anchor lives, and its death will do it.
+        """
+        serials: list[int] = []
+        for holding in group:
+            if is_alive(holding.record):
+                holding.resign()
+            else:
+                serials.append(holding.serial)
+        self.claim(serials, into)
+
+    def claim_dead(self, into: list[Returnable | None]) -> None:
+        """Take blocks out whose anchors have died unnoticed. One thread or task at a time."""
+        serials = list(self._dead)
+        self.claim(serials, into)
+        for _ in serials:
+            self._dead.popleft()
 
     def has_dead(self) -> bool:
         """Whether `claim_dead` has something to do."""
@@ -239,16 +264,6 @@ class Holding:
         """After `let_go`: raise BufferError when another thread has made a slice of the view at the last moment."""
         if is_alive(self.record):
             raise BufferError(f"block {self.name} is still in use: another thread has made a view of it")
-
-    def claim(self) -> GiveBack | None:
-        """After `let_go`: take the block out, to give it back; None when somebody else will.
-
-        Somebody else is another thread, or the anchor's death: it still lives when a slice was made at the last moment.
-        """
-        if not is_alive(self.record):
-            return self.holdings.claim(self.serial)
-        self.resign()
-        return None
 
     def resign(self) -> None:
         """After `let_go`: leave the giving back to the anchor's death, which may have been already."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from slabd import arguments, errors
 from slabd.failures import error_of_item, is_ambiguous
 from slabd.handle import Handle
-from slabd.holding import BlockName, GiveBack, Holding, let_go
+from slabd.holding import BlockName, GrantedBlock, Holding, let_go
 from slabd.session import BATCH_ITEMS
 from slabd.stats import Stats, UsableSize
 from slabd.transport import GET_STATS, GET_USABLE_SIZE, LEASE, OPEN, READ_BLOCK, SHARE, WRITE_BLOCK, Deadline
@@ -17,6 +17,7 @@ from slabd_proto.v1 import pool_pb2
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
+    from slabd.holding import Returnable
     from slabd.session import Session
 
 _PIECE_BYTES: Final = 64 * 1024
@@ -74,19 +75,20 @@ async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: De
         request.timeout.CopyFrom(arguments.duration(left))
         return await transport.waiting(LEASE, request, seconds)
 
-    async def repeat() -> list[GiveBack]:
+    async def repeat() -> list[GrantedBlock]:
         request.ClearField("timeout")
         response = await session.line.call(lambda seconds: transport.unary(LEASE, request, seconds))
-        return [_give_back(block, owned=True) for block in response.blocks]
+        return [_granted(block, owned=True) for block in response.blocks]
 
     request = pool_pb2.LeaseRequest.FromString(request.SerializeToString())
     with _settling(session, repeat):
         response = await session.line.call(attempt, Deadline(remaining + session.settings.call_timeout))
-        return session.adopt([(block, True) for block in response.blocks])
+        blocks = [(block, True) for block in response.blocks]
+    return session.adopt(blocks)
 
 
 @contextmanager
-def _settling(session: Session, repeat: Callable[[], Awaitable[list[GiveBack]]]) -> Iterator[None]:
+def _settling(session: Session, repeat: Callable[[], Awaitable[list[GrantedBlock]]]) -> Iterator[None]:
     """When the block ends without the caller getting what the daemon may have granted, have that given back."""
     try:
         yield
@@ -107,16 +109,18 @@ async def release(session: Session, group: Sequence[Holding]) -> None:
     """
     session.check_usable()
     group = [holding for holding in group if not holding.released]
-    let_go(group)
-    claimed: list[GiveBack] = []
+
+    def claim(into: list[Returnable | None]) -> None:
+        let_go(group)
+        session.holdings.claim_let_go(group, into)
+
     try:
-        claimed.extend(block for holding in group if (block := holding.claim()) is not None)
+        results = await session.give_back(claim)
     except BaseException:
-        session.owe(claimed)
         for holding in group:
             holding.resign()
         raise
-    if failure := _first_error(await session.give_back(claimed)):
+    if failure := _first_error(results):
         raise failure
 
 
@@ -165,7 +169,7 @@ async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> 
     except BaseException:
         session.restore([holding])
         raise
-    session.holdings.claim(holding.serial)
+    session.holdings.claim([holding.serial], [])
     return Handle.from_proto(result.handle)
 
 
@@ -189,19 +193,22 @@ async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding
     async def opened() -> list[pool_pb2.OpenResult]:
         return list((await session.line.call(lambda seconds: transport.unary(OPEN, request, seconds))).results)
 
-    async def repeat() -> list[GiveBack]:
+    async def repeat() -> list[GrantedBlock]:
         return _successes(await opened())
 
     with _settling(session, repeat):
         results = await opened()
         if failure := _first_error(result.result for result in results):
-            await session.give_back(_successes(results))
+            successes = _successes(results)
+            await session.give_back(lambda into: into.extend(successes))
             raise failure
-        return session.adopt([(result.block, result.owner) for result in results])
+        blocks = [(result.block, result.owner) for result in results]
+    # Outside: what has been adopted must not be settled too, because to close it twice could close it for another Ref.
+    return session.adopt(blocks)
 
 
-def _successes(results: Iterable[pool_pb2.OpenResult]) -> list[GiveBack]:
-    return [_give_back(result.block, owned=result.owner) for result in results if error_of_item(result.result) is None]
+def _successes(results: Iterable[pool_pb2.OpenResult]) -> list[GrantedBlock]:
+    return [_granted(result.block, owned=result.owner) for result in results if error_of_item(result.result) is None]
 
 
 def _first_error(results: Iterable[pool_pb2.ItemResult]) -> errors.SlabdError | None:
@@ -306,5 +313,5 @@ def _ref(name: BlockName) -> pool_pb2.BlockRef:
     return pool_pb2.BlockRef(slot=name.slot, generation=name.generation)
 
 
-def _give_back(block: pool_pb2.Block, *, owned: bool) -> GiveBack:
-    return GiveBack(BlockName(block.ref.slot, block.ref.generation), owned)
+def _granted(block: pool_pb2.Block, *, owned: bool) -> GrantedBlock:
+    return GrantedBlock(BlockName(block.ref.slot, block.ref.generation), owned)

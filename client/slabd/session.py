@@ -20,13 +20,13 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slabd import errors, forking
 from slabd.address import LocalAddress
 from slabd.attachment import attach_to
 from slabd.calls import Line, once
-from slabd.holding import GiveBack, Holding, Holdings
+from slabd.holding import BlockName, GrantedBlock, Holding, Holdings
 from slabd.transport import CLOSE, CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, RELEASE, Deadline
 from slabd_proto.v1 import attach_pb2, pool_pb2
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from slabd.attachment import Attachment
+    from slabd.holding import Returnable
     from slabd.settings import Settings
-    from slabd.transport import Transport
+    from slabd.transport import Rpc, Transport
 
 BATCH_ITEMS: Final = 4096
 _GOODBYE_SECONDS: Final = 2.0
@@ -51,7 +52,15 @@ _open_sessions: set[Session] = set()
 class Unsettled:
     """A call whose outcome is unknown: `repeat` makes it again and returns the blocks it got."""
 
-    repeat: Callable[[], Awaitable[Sequence[GiveBack]]]
+    repeat: Callable[[], Awaitable[Sequence[Returnable]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A request that gives blocks back. However often it is made, its sequence number makes it one."""
+
+    rpc: Rpc[Any, Any]
+    request: Any
 
 
 class Session:
@@ -79,7 +88,7 @@ class Session:
         self._abandoned = False
         self._lost = False
         self._unsettled: Final[deque[Unsettled]] = deque()
-        self._owed: Final[deque[GiveBack]] = deque()
+        self._owed: Final[deque[Errand]] = deque()
         self.blocks_returned = 0
         forking.register(self)
         _open_sessions.add(self)
@@ -93,6 +102,14 @@ class Session:
             DaemonUnavailable: nobody answers.
             SlabdError: the daemon refuses; the class says why.
         """
+        try:
+            return await cls._open(transport, settings)
+        except BaseException:
+            await transport.close()
+            raise
+
+    @classmethod
+    async def _open(cls, transport: Transport, settings: Settings) -> Session:
         access = pool_pb2.ACCESS_MODE_READ_ONLY if settings.read_only else pool_pb2.ACCESS_MODE_READ_WRITE
         address, seconds = settings.address, settings.connect_timeout
         if isinstance(address, LocalAddress):
@@ -135,9 +152,24 @@ class Session:
         Raises:
             PoolClosed: the pool has been closed meanwhile; the daemon has taken the blocks back with the session.
         """
-        with self._state_lock:
-            self.check_usable()
-            return [self.holdings.adopt(block, owned=owned) for block, owned in blocks]
+        made: list[Holding] = []
+        serials = [self.holdings.next_serial() for _ in blocks]
+        try:
+            with self._state_lock:
+                self.check_usable()
+                for serial, (block, owned) in zip(serials, blocks, strict=True):
+                    made.append(Holding(self.holdings, serial, block, owned=owned))  # see below
+        except BaseException:
+            # An interrupt. What has a record returns with its anchor, which `made` kept from dying before this look.
+            missing = [
+                GrantedBlock(BlockName(block.ref.slot, block.ref.generation), owned)
+                for serial, (block, owned) in zip(serials, blocks, strict=True)
+                if serial not in self.holdings
+            ]
+            self._owed.extend(self._errands(missing))
+            self._transport.wake()
+            raise
+        return made
 
     def restore(self, group: Sequence[Holding]) -> None:
         """Take blocks back into care whose views were made invalid for nothing."""
@@ -146,42 +178,57 @@ class Session:
                 for holding in group:
                     holding.restore()
 
-    async def give_back(self, blocks: Sequence[GiveBack]) -> list[pool_pb2.ItemResult]:
-        """Release leases and close opened blocks. What the daemon did not acknowledge is owed: it is tried again later.
+    async def give_back(self, claim: Callable[[list[Returnable | None]], None]) -> list[pool_pb2.ItemResult]:
+        """Release the leases, and close the opened blocks, that `claim` takes out of the holdings.
+
+        What the daemon does not acknowledge is owed, with its sequence number: the housekeeping tries it again.
 
         Raises:
             DaemonUnavailable: the daemon does not answer.
         """
-        batches = _batches(blocks)
+        claimed: list[Returnable | None] = []
+        errands: deque[Errand] | None = None
         results: list[pool_pb2.ItemResult] = []
         try:
-            while batches and not self._lost:
-                results += await self._give_back_batch(batches[0])
-                self.blocks_returned += len(batches.popleft())
-        except errors.SessionEnded:
-            self._lost = True  # the session's end has taken everything back
+            claim(claimed)
+            errands = deque(self._errands(claimed))
+            await self._run(errands, results)
         except BaseException as error:
-            self._lost = self._lost or self._hung_up()
-            if not (self._lost and isinstance(error, errors.DaemonUnavailable)):
-                self.owe([block for batch in batches for block in batch])
-                raise
+            self._owed.extend(self._errands(claimed) if errands is None else errands)
+            if self._lost and isinstance(error, errors.DaemonUnavailable):
+                return results
+            self._transport.wake()
+            raise
         return results
 
-    def owe(self, blocks: Sequence[GiveBack]) -> None:
-        """Have the housekeeping give blocks back."""
-        self._owed.extend(blocks)
-        self._transport.wake()
+    def _errands(self, claimed: Sequence[Returnable | None]) -> list[Errand]:
+        """Return the requests that give blocks back, in batches that one call can carry."""
+        errands: list[Errand] = []
+        for owned, rpc in ((True, RELEASE), (False, CLOSE)):
+            refs = [_ref(block) for block in claimed if block is not None and block.owned == owned]
+            errands += [
+                Errand(rpc, rpc.request(session=self.key, sequence=self.next_sequence(), blocks=batch))
+                for batch in (refs[start : start + BATCH_ITEMS] for start in range(0, len(refs), BATCH_ITEMS))
+            ]
+        return errands
 
-    async def _give_back_batch(self, batch: Sequence[GiveBack]) -> Sequence[pool_pb2.ItemResult]:
-        refs = [pool_pb2.BlockRef(slot=block.name.slot, generation=block.name.generation) for block in batch]
-        transport, sequence = self._transport, self.next_sequence()
-        if batch[0].owned:
-            release = pool_pb2.ReleaseRequest(session=self.key, sequence=sequence, blocks=refs)
-            return (await self.line.call(lambda seconds: transport.unary(RELEASE, release, seconds))).results
-        close = pool_pb2.CloseRequest(session=self.key, sequence=sequence, blocks=refs)
-        return (await self.line.call(lambda seconds: transport.unary(CLOSE, close, seconds))).results
+    async def _run(self, errands: deque[Errand], results: list[pool_pb2.ItemResult]) -> None:
+        """Do errands until none is left, or the session is lost: its end has taken everything back."""
+        while errands and not self._lost:
+            rpc, request = errands[0].rpc, errands[0].request
+            try:
+                response = await self.line.call(lambda seconds: self._transport.unary(rpc, request, seconds))
+            except errors.SessionEnded:
+                self._lost = True
+                return
+            except errors.DaemonUnavailable:
+                self._lost = self._hung_up()
+                raise
+            results += response.results
+            self.blocks_returned += len(response.results)
+            errands.popleft()
 
-    def settle_later(self, repeat: Callable[[], Awaitable[Sequence[GiveBack]]]) -> None:
+    def settle_later(self, repeat: Callable[[], Awaitable[Sequence[Returnable]]]) -> None:
         """Have the housekeeping find out what a call that was given up had granted, and give that back."""
         self._unsettled.append(Unsettled(repeat))
         self._transport.wake()
@@ -190,19 +237,17 @@ class Session:
         """Give back what was collected, what is owed, and what unsettled calls had granted."""
         async with self._transport.exclusive():
             while self._unsettled and not self._lost:
-                unsettled = self._unsettled[0]
                 # A refusal settles it too; only without an answer it stays, and is tried again later.
                 with suppress(errors.OutOfMemory, errors.StaleHandle, errors.Draining, errors.InternalError):
-                    self._owed.extend(await unsettled.repeat())
+                    granted = await self._unsettled[0].repeat()
+                    self._owed.extend(self._errands(granted))
                 self._unsettled.popleft()
-            while blocks := self._claim_owed() + self.holdings.claim_dead(BATCH_ITEMS):
-                await self.give_back(blocks)
-
-    def _claim_owed(self) -> list[GiveBack]:
-        owed = list(self._owed)
-        for _ in owed:
-            self._owed.popleft()
-        return owed
+            await self._run(self._owed, [])
+            while self.holdings.has_dead():
+                await self.give_back(self.holdings.claim_dead)
+            if self._lost:
+                self._owed.clear()
+                self._unsettled.clear()
 
     def has_work(self) -> bool:
         """Whether `drain` has something to do."""
@@ -291,10 +336,5 @@ class Session:
         self.holdings.inherited = True
 
 
-def _batches(blocks: Sequence[GiveBack]) -> deque[list[GiveBack]]:
-    """Return the blocks in batches that one call can carry, leases and opened blocks apart."""
-    batches: deque[list[GiveBack]] = deque()
-    for owned in (True, False):
-        kind = [block for block in blocks if block.owned == owned]
-        batches.extend(kind[start : start + BATCH_ITEMS] for start in range(0, len(kind), BATCH_ITEMS))
-    return batches
+def _ref(block: Returnable) -> pool_pb2.BlockRef:
+    return pool_pb2.BlockRef(slot=block.name.slot, generation=block.name.generation)

@@ -14,14 +14,11 @@ its source, the value, and what is allowed. Reads the configuration file and the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
-import re
 import tempfile
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from slabd_proto.runtime import default_runtime_dir
 from slabd_server.core.access import Policy
@@ -34,16 +31,17 @@ from slabd_server.options import (
     Environment,
     Flags,
     Option,
+    Parser,
     Problem,
     Settings,
     Source,
-    Table,
     add_flags,
     find_settings,
     option,
     options_of,
 )
 from slabd_server.options_checks import contradictions, heap_contradictions
+from slabd_server.options_file import HEAPS, read_tables
 from slabd_server.options_kinds import (
     GROUPS,
     USERS,
@@ -52,25 +50,25 @@ from slabd_server.options_kinds import (
     Count,
     FileMode,
     FilePath,
-    ListOf,
     OrOff,
     Seconds,
+    Several,
     Size,
     Switch,
     TcpAddress,
 )
-from slabd_server.segments import HugePages
 from slabd_server.units import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import argparse
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     from slabd_server.core.sizes import SizeClasses
+    from slabd_server.options import Table
+    from slabd_server.segments import HugePages
 
 DEFAULT_HEAP: Final = "default"
-_HEAPS: Final = "heaps"
-_HEAP_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _MAX_HEAP: Final = 1 << 46  # half of what a process of 47 bits can map
 _DAY: Final = 86400.0
 _YEAR: Final = 365 * _DAY
@@ -232,7 +230,7 @@ class Config:
     )
     listen: tuple[TcpAddress, ...] = option(
         "listen",
-        ListOf(Address()),
+        Several(Address()),
         default=(),
         help="TCP addresses to serve gRPC on, besides the unix socket.",
         section=_LISTENING,
@@ -328,13 +326,6 @@ class Loaded(NamedTuple):
     heap_settings: dict[str, Settings]
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises instead of ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError([Problem("command line", message)])
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flag of every option to a parser."""
     add_flags(parser, ALL_OPTIONS)
@@ -346,7 +337,7 @@ def load_config(argv: Sequence[str] = (), environ: Mapping[str, str] = os.enviro
     Raises:
         ConfigError: it cannot be used; it lists every problem.
     """
-    parser = _Parser(prog="slabd serve", add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     add_arguments(parser)
     return load(vars(parser.parse_args(argv)), environ).config
 
@@ -360,11 +351,11 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Loaded:
     problems: list[Problem] = []
     given: list[Source] = [Flags(flags), Environment(environ)]
     file = find_settings([_CONFIG_OPTION], given, environ, problems)[_CONFIG_OPTION.field].value
-    top, tables = _tables(file, problems)
+    top, tables = read_tables(file, DAEMON_OPTIONS, HEAP_OPTIONS, problems)
     sources = [*given, top]
     settings = find_settings(DAEMON_OPTIONS, sources, environ, problems)
     heap_settings = {
-        table.name.removeprefix(f"{_HEAPS}."): find_settings(HEAP_OPTIONS, [table, *sources], environ, problems)
+        table.name.removeprefix(f"{HEAPS}."): find_settings(HEAP_OPTIONS, [table, *sources], environ, problems)
         for table in tables
     } or {DEFAULT_HEAP: find_settings(HEAP_OPTIONS, sources, environ, problems)}
     if not problems:
@@ -381,49 +372,10 @@ def _values(settings: Settings) -> dict[str, Any]:
     return {name: setting.value for name, setting in settings.items()}
 
 
-def _tables(file: Path | None, problems: list[Problem]) -> tuple[Table, list[Table]]:
-    """Read the file: its top level, and one table for each heap."""
-    if file is None:
-        return Table(Path(), {}), []
-    content = _read_toml(file)
-    top = Table(file, content)
-    problems += top.unknown(ALL_OPTIONS, also=[_HEAPS])
-    heaps = content.get(_HEAPS, {})
-    if not isinstance(heaps, dict):
-        problems.append(Problem(top.where(_HEAPS), f"{heaps!r} is not a table; write [{_HEAPS}.NAME]"))
-        return top, []
-    return top, [table for name, body in heaps.items() if (table := _heap_table(file, name, body, problems))]
-
-
-def _heap_table(file: Path, name: str, body: object, problems: list[Problem]) -> Table | None:
-    if not isinstance(body, dict):
-        problems.append(Problem(f"{file}: {_HEAPS}.{name}", f"{body!r} is not a table; write [{_HEAPS}.NAME]"))
-        return None
-    table = Table(file, body, f"{_HEAPS}.{name}")
-    if not _HEAP_NAME.fullmatch(name):
-        problems.append(
-            Problem(
-                f"{file}: {_HEAPS}.{name}",
-                "a heap's name has 1 to 63 of a-z, 0-9, '_', '.' and '-', and begins with a letter or a digit",
-            )
-        )
-    problems += table.unknown(HEAP_OPTIONS)
-    return table
-
-
-def _read_toml(file: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([Problem(str(file), f"cannot be read: {error.strerror}")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(file), f"is not TOML: {error}")]) from None
-
-
 def _useless_flags(flags: Mapping[str, Any], tables: Sequence[Table]) -> list[Problem]:
     """List the flags that nobody heeds: every heap's table knows better. Silence would surprise."""
     return [
-        Problem(each.flag, f"has no effect: every [{_HEAPS}.NAME] table has its own {each.table_key}")
+        Problem(each.flag, f"has no effect: every [{HEAPS}.NAME] table has its own {each.table_key}")
         for each in HEAP_OPTIONS
         if tables and each.stem in flags and all(each.table_key in table.values for table in tables)
     ]

@@ -15,22 +15,22 @@ from typing import Self
 
 
 class ExitCode(enum.IntEnum):
-    """What the exit status of `slabd` means; one line each, as `slabd --help` shows them."""
+    """What the exit status of `slabd` means."""
 
-    __doc__: str
+    meaning: str
 
-    def __new__(cls, value: int, doc: str = "") -> Self:
-        """Make a member of a number and the line that explains it."""
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Make a member of a number and the line that explains it in `slabd --help`."""
         member = int.__new__(cls, value)
         member._value_ = value
-        member.__doc__ = doc
+        member.meaning = meaning
         return member
 
     OK = 0, "done, or stopped when asked to"
     USAGE = 2, "unusable options or configuration"
-    NO_START = 3, "could not start: no memory, a live daemon, a port in use, ..."
+    NO_START = 3, "could not start: not enough memory, another daemon is running, a port is in use"
     INTERNAL = 70, "a defect of slabd"
-    INTERRUPTED = 130, "interrupted before the daemon could stop in order"
+    INTERRUPTED = 130, "interrupted before it could stop in order"
 
 
 class StartError(Exception):

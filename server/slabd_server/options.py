@@ -5,8 +5,8 @@ An option is one field of a frozen keyword-only dataclass, declared with `option
     heap-size   ->   --heap-size   SLABD_HEAP_SIZE   heap_size = (TOML)
 
 and the rest of the declaration gives what it may be, its default, its help, its lines in the sample file and in the
-README. A value is taken from the first source that has one; a variable that is empty counts as not set. Whatever is wrong is
-collected as a `Problem`, so that all of it is reported at once.
+README. A value is taken from the first source that has one; a variable that is empty counts as not set. Whatever is
+wrong is collected as a `Problem`, so that all of it is reported at once.
 
 Must not know any option of slabd: those are in `config`.
 """
@@ -18,7 +18,7 @@ import dataclasses
 import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol
 
 from slabd_server.options_kinds import Kind, NotAllowed, Switch
 
@@ -282,3 +282,21 @@ def add_flags(parser: argparse.ArgumentParser, options: Iterable[Option]) -> Non
             how["metavar"] = each.kind.metavar
             how["action"] = "append" if each.kind.repeatable else "store"
         group.add_argument(each.flag, **how)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError, with the likely spelling, instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise ConfigError([Problem("command line", f"{message} (see {self.prog} --help)")])
+
+    # argparse would report what is unknown from the outermost parser, which does not know what would have been right.
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse all arguments, and refuse those that nobody knows."""
+        namespace, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            self.error(f"no such option: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
+        return namespace, unknown

@@ -207,11 +207,7 @@ class Switch(Kind[bool]):
     """On or off: `--flag`, `--no-flag`."""
 
     metavar = ""
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed."""
-        return "true or false"
+    allowed = "true or false"
 
     def from_text(self, text: str) -> bool:
         """Read true, false and their like."""
@@ -258,11 +254,7 @@ class FilePath(Kind[Path | None]):
     """
 
     metavar = "PATH"
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed."""
-        return "a path"
+    allowed = "a path"
 
     def from_text(self, text: str) -> Path:
         """Read a path; `~` is the home directory."""
@@ -283,11 +275,7 @@ class Address(Kind[TcpAddress]):
     """A TCP address."""
 
     metavar = "HOST:PORT"
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed."""
-        return "HOST:PORT, such as 127.0.0.1:9465, [::1]:9465 or 0.0.0.0:0"
+    allowed = "HOST:PORT, such as 127.0.0.1:9465, [::1]:9465 or 0.0.0.0:0"
 
     def from_text(self, text: str) -> TcpAddress:
         """Read `host:port`; a number with colons is in brackets."""
@@ -336,11 +324,7 @@ class FileMode(Kind[int]):
     """Permission bits in octal. In TOML a string: 660 without quotes would be a decimal number."""
 
     metavar = "MODE"
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed."""
-        return 'an octal mode from "0600" to "0777" that lets the owner read and write, such as "0660"'
+    allowed = 'an octal mode from "0600" to "0777" that lets the owner read and write, such as "0660"'
 
     def from_text(self, text: str) -> int:
         """Read three or four octal digits."""
@@ -383,10 +367,11 @@ class _Id(Kind[int]):
 
 
 @dataclass(frozen=True, slots=True)
-class ListOf(Kind[tuple[T, ...]]):
-    """Several values: a repeated flag, commas in a variable, an array in TOML. Each at most once."""
+class Several(Kind[Any]):
+    """Several values as a tuple or a frozenset: a repeated flag, commas in a variable, an array in TOML."""
 
-    kind: Kind[T]
+    kind: Kind[Any]
+    collect: type[tuple[Any, ...] | frozenset[Any]] = tuple
     repeatable = True
 
     @property
@@ -399,53 +384,21 @@ class ListOf(Kind[tuple[T, ...]]):
         """What is allowed."""
         return f"a list, each entry {self.kind.allowed}"
 
-    def from_text(self, text: str) -> tuple[T, ...]:
+    def from_text(self, text: str) -> Any:
         """Read values with commas between them."""
-        return self._checked([self.kind.from_text(part) for part in text.split(",") if part.strip()])
+        return self.collect(self.kind.from_text(part) for part in text.split(",") if part.strip())
 
-    def from_toml(self, value: object) -> tuple[T, ...]:
+    def from_toml(self, value: object) -> Any:
         """Read an array."""
         if not isinstance(value, list):
             raise self.refused(value)
-        return self._checked([self.kind.from_toml(entry) for entry in value])
+        return self.collect(self.kind.from_toml(entry) for entry in value)
 
-    def plain(self, value: tuple[T, ...]) -> list[Any]:
-        """Return a list."""
-        return [self.kind.plain(entry) for entry in value]
-
-    def _checked(self, values: list[T]) -> tuple[T, ...]:
-        return tuple(values)
+    def plain(self, value: Any) -> list[Any]:
+        """Return a list, sorted when the order does not matter."""
+        entries = [self.kind.plain(entry) for entry in value]
+        return entries if self.collect is tuple else sorted(entries)
 
 
-@dataclass(frozen=True, slots=True)
-class SetOf(Kind[frozenset[T]]):
-    """Several values whose order does not matter."""
-
-    kind: Kind[T]
-    repeatable = True
-
-    @property
-    def metavar(self) -> str:  # type: ignore[override]  # follows from the other kind
-        """The metavar of one."""
-        return self.kind.metavar
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed."""
-        return ListOf(self.kind).allowed
-
-    def from_text(self, text: str) -> frozenset[T]:
-        """Read values with commas between them."""
-        return frozenset(ListOf(self.kind).from_text(text))
-
-    def from_toml(self, value: object) -> frozenset[T]:
-        """Read an array."""
-        return frozenset(ListOf(self.kind).from_toml(value))
-
-    def plain(self, value: frozenset[T]) -> list[Any]:
-        """Return a sorted list."""
-        return sorted(ListOf(self.kind).plain(tuple(value)))
-
-
-USERS: Final = SetOf(_Id("user"))
-GROUPS: Final = SetOf(_Id("group"))
+USERS: Final = Several(_Id("user"), frozenset)
+GROUPS: Final = Several(_Id("group"), frozenset)

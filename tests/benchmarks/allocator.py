@@ -8,7 +8,7 @@ printing.
 - `pair`: one grant and one free, in microseconds, with a window of blocks held so that the pair is not always the same
   block: small (64 to 4096 bytes), large (5 KiB to 1 MiB) and mixed; and one size at a time.
 - `floor`: what calling two methods that do nothing but a dict look-up each costs here. No allocator can be faster.
-- `flat`: the same pair on heaps of 1 GiB and 1 TiB, and beside 1,000 and 1,000,000 live blocks: the second over the first.
+- `flat`: the same pair on heaps of 1 GiB and 1 TiB, and beside 1,000 and 1,000,000 live blocks, as ratios.
 - `bytes a block`: growth of traced memory over a million live blocks, for each kind of block, packed and after churn.
 """
 

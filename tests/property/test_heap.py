@@ -176,11 +176,13 @@ TestHeap = HeapMachine.TestCase
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(3600)
-def test_a_long_random_life(kind: SizeClasses) -> None:
-    """Hundreds of thousands of random operations on a heap of 16 MiB that is mostly full, with restarts."""
+def test_a_long_random_life(kind: SizeClasses, request: pytest.FixtureRequest) -> None:
+    """Two million random operations on a heap of 16 MiB that is often full, with restarts."""
+    if "soak" not in request.config.getoption("-m"):
+        pytest.skip("by hand only: pytest -m soak")
     rng = random.Random(2026)
     heap, live = Heap(1 << 24, size_classes=kind), list[Extent]()
-    for step in range(400_000):
+    for step in range(2_000_000):
         # Phases of filling up to the brim and of draining to about a third take turns.
         if live and rng.random() < (0.4 if step // 20_000 % 2 else 0.6):
             index = rng.randrange(len(live))
