@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import grpc.aio
 
-from slabd.errors import DaemonUnavailable, PoolClosed, SlabdError
+from slabd.errors import PoolClosed, SlabdError
 from slabd.failures import error_of_rpc, is_transient
 from slabd.transport import Deadline, Interrupted
 
@@ -30,10 +30,11 @@ _LEAST_SECONDS: Final = 0.05
 class Line:
     """The line to one daemon, for one session."""
 
-    def __init__(self, transport: Transport, seconds: float, hung_up: Callable[[], bool]) -> None:
+    def __init__(self, transport: Transport, seconds: float, check_alive: Callable[[SlabdError], None]) -> None:
+        """`check_alive` is told of a failure, and raises the error to report instead when it knows better."""
         self.transport = transport
         self._seconds = seconds
-        self._hung_up = hung_up
+        self._check_alive = check_alive
 
     async def call(self, attempt: Callable[[float], Awaitable[T]], deadline: Deadline | None = None) -> T:
         """Return what `attempt(seconds)` returns, repeated as long as nobody answers.
@@ -49,18 +50,10 @@ class Line:
                 return await once(self.transport, attempt, max(deadline.remaining or 0.0, _LEAST_SECONDS))
             except Interrupted:
                 continue
-            except DaemonUnavailable as error:
-                if self._hung_up():
-                    raise DaemonUnavailable(
-                        f"the daemon at {self.transport.target} is gone, and this session with it: connect again"
-                    ) from error
-                failure: SlabdError = error
             except SlabdError as error:
-                if not is_transient(error):
+                self._check_alive(error)
+                if not is_transient(error) or deadline.passed:
                     raise
-                failure = error
-            if deadline.passed:
-                raise failure
             await self.transport.sleep(min(pause, _LAST_PAUSE_SECONDS))
             pause *= 2
 

@@ -132,7 +132,7 @@ class Holdings:
     def claim_let_go(self, group: Iterable[Holding], into: list[Returnable | None]) -> None:
         """After `let_go`: take blocks out, to give them back.
 
-        Where another thread has made a slice of the view at the last moment, the anchor lives, and its death will do it.
+        Where another thread made a slice of the view at the last moment, the anchor lives, and its death will do it.
         """
         serials: list[int] = []
         for holding in group:

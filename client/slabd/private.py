@@ -17,7 +17,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from slabd.errors import DaemonUnavailable, InvalidArgument
+from slabd.errors import DaemonUnavailable
 from slabd.pool import Pool, connect
 from slabd.transport import Deadline
 from slabd_proto import runtime
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+_DEFAULTS: Final = {"metrics_listen": "off", "drain_seconds": 0}
 _READY: Final = b"READY=1"
 _POLL_SECONDS: Final = 0.05
 _GRACE_SECONDS: Final = 5.0
@@ -40,7 +41,7 @@ def start(heap_size: int | str = "64MiB", *, start_timeout: float = 30.0, **opti
         heap_size: in bytes, or with a unit as the daemon's `--heap-size` takes it.
         start_timeout: how many seconds it may take to be ready.
         options: any other option of `slabd serve`, with underscores: `metrics_listen="127.0.0.1:0"` becomes
-            `--metrics-listen 127.0.0.1:0`; True becomes the bare flag.
+            `--metrics-listen 127.0.0.1:0`. Without it there are no metrics, so that private daemons need no ports.
 
     Raises:
         DaemonUnavailable: it did not start; the message ends with what it said.
@@ -125,7 +126,7 @@ class PrivateDaemon:
                 self._await_ready(process, notify, seconds)
             except BaseException:
                 process.kill()
-                process.wait()
+                _reap(process)
                 raise
             finally:
                 notify_path.unlink()
@@ -164,14 +165,12 @@ def _popen(command: list[str], log: BinaryIO, environment: dict[str, str]) -> su
 
 def _arguments(heap_size: int | str, options: dict[str, Any]) -> list[str]:
     arguments = ["--heap-size", str(heap_size), "--stop-on-eof"]
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            arguments.append(flag)
-        elif value is None or value is False:
-            raise InvalidArgument(f"{name}={value!r}: leave the option out instead")
+    for name, value in (_DEFAULTS | options).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            arguments += [flag, str(value)]
+            arguments += [f"--{flag}", str(value)]
     return arguments
 
 
@@ -193,7 +192,11 @@ def _stop(process: subprocess.Popen[bytes], directory: Path, maker: int) -> None
             process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+    _reap(process)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
-    shutil.rmtree(directory, ignore_errors=True)

@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from slabd import errors, forking
@@ -79,7 +80,7 @@ class Session:
         self._ttl: Final = granted.ttl.ToTimedelta().total_seconds()
         self._attachment: Final = attachment
         self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
-        self.line: Final = Line(transport, settings.call_timeout, self._hung_up)
+        self.line: Final = Line(transport, settings.call_timeout, self._check_alive)
         self._transport: Final = transport
         self._sequences: Final = itertools.count(1)
         self._state_lock = threading.Lock()
@@ -215,9 +216,9 @@ class Session:
     async def _run(self, errands: deque[Errand], results: list[pool_pb2.ItemResult]) -> None:
         """Do errands until none is left, or the session is lost: its end has taken everything back."""
         while errands and not self._lost:
-            rpc, request = errands[0].rpc, errands[0].request
+            errand = errands[0]
             try:
-                response = await self.line.call(lambda seconds: self._transport.unary(rpc, request, seconds))
+                response = await self.line.call(partial(self._transport.unary, errand.rpc, errand.request))
             except errors.SessionEnded:
                 self._lost = True
                 return
@@ -327,6 +328,16 @@ class Session:
     async def _keep_alive(self, seconds: float) -> None:
         request = pool_pb2.KeepSessionAliveRequest(session=self.key)
         await self.line.call(lambda limit: self._transport.unary(KEEP_ALIVE, request, limit), Deadline(seconds))
+
+    def _check_alive(self, failure: errors.SlabdError) -> None:
+        if not isinstance(failure, (errors.DaemonUnavailable, errors.SessionEnded)):
+            return
+        if self.ended:
+            raise errors.PoolClosed("the pool has been closed") from failure
+        if isinstance(failure, errors.DaemonUnavailable) and self._hung_up():
+            raise errors.DaemonUnavailable(
+                f"the daemon at {self.settings.address} is gone, and this session with it: connect again"
+            ) from failure
 
     def _hung_up(self) -> bool:
         return self._attachment is not None and self._attachment.hung_up()

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from slabd_server.config import Config, HeapConfig
 
 _STOP_GRACE_SECONDS: Final = 1.0
+# JavaScript and JSON readers keep integers as doubles: a larger number would come back changed, and its handles stale.
+_HEAP_ID_BITS: Final = 53
 _POOL: Final[str] = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
 _ADMIN: Final[str] = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 # Two daemons must not share a TCP port: without this the kernel spreads clients over both.
@@ -109,7 +111,7 @@ class Daemon:
     def _make_heap(self, heap: HeapConfig) -> ServedHeap:
         store = LedgerSegment.create(heap.name)
         self._stack.callback(store.close)
-        return ServedHeap.make(heap.spec(), heap_id=secrets.randbits(64), store=store)
+        return ServedHeap.make(heap.spec(), heap_id=secrets.randbits(_HEAP_ID_BITS), store=store)
 
     async def _serve_metrics(self, registry: CollectorRegistry) -> str:
         if self._config.metrics_listen is None:

@@ -9,7 +9,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Final
 
-from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, LOCK_FILE, MAX_SOCKET_PATH_BYTES
+from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, LOCK_FILE
 from slabd_server.errors import StartError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RuntimeDir:
         self.path: Final = path
         self.grpc_socket: Final = path / GRPC_SOCKET
         self.attach_socket: Final = path / ATTACH_SOCKET
-        _check_length(self.attach_socket)
+        self._swept = False
         try:
             private = not socket_mode & (stat.S_IRWXG | stat.S_IRWXO)
             path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
@@ -71,21 +71,15 @@ class RuntimeDir:
             if _answers(path):
                 raise StartError(f"something that is no slabd listens on {path}; choose another --runtime-dir")
             path.unlink()
+        self._swept = True
 
     def close(self) -> None:
-        """Remove the sockets and let go of the directory. The lock file stays: removing it would race with a successor."""
-        for path in (self.grpc_socket, self.attach_socket):
+        """Remove our sockets and let go of the directory. The lock file stays: removing it would race with a successor."""
+        # What was in the directory before `sweep` had looked at it is not ours to remove.
+        for path in (self.grpc_socket, self.attach_socket) if self._swept else ():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
         os.close(self._lock)
-
-
-def _check_length(path: Path) -> None:
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_PATH_BYTES:
-        raise StartError(
-            f"{path} has {length} bytes, a socket's path at most {MAX_SOCKET_PATH_BYTES}; choose a shorter --runtime-dir"
-        )
 
 
 def _check_owner(path: Path) -> None:

@@ -91,20 +91,15 @@ class HeapSegment:
         _require_pages(label, size, huge_pages)
         if populate:
             _require_room(label, size, huge_pages)
-        with contextlib.ExitStack() as undo, _explained(label):
+        with contextlib.ExitStack() as undo, _explained(label, huge_pages):
             fd = _memfd(f"slabd-heap-{name}", huge=huge_pages == "2MiB")
             undo.callback(os.close, fd)
             os.ftruncate(fd, size)
-            if populate and huge_pages != "transparent":
-                _allocate(fd, size)
             mapping = undo.enter_context(mmap.mmap(fd, size))
             mapping.madvise(mmap.MADV_DONTDUMP)  # a core dump of the daemon is not to carry the clients' bytes
-            if populate and huge_pages == "transparent":
-                mapping.madvise(mmap.MADV_HUGEPAGE)
-                _fault_in(mapping)
-                _allocate(fd, size)
-            elif populate and prefault:
-                _fault_in(mapping)
+            prefault |= huge_pages == "transparent"
+            if populate:
+                _populate(fd, mapping, prefault=prefault, huge_pages=huge_pages)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             segment = cls(name, fd, mapping, prefault=prefault, huge_pages=huge_pages)
             undo.pop_all()
@@ -283,6 +278,17 @@ def _memfd(name: str, *, huge: bool = False) -> int:
     return fd
 
 
+def _populate(fd: int, mapping: mmap.mmap, *, prefault: bool, huge_pages: HugePages) -> None:
+    """Put memory behind every byte of a heap."""
+    if huge_pages == "transparent":
+        # With "advise" only a fault through an advised mapping makes huge pages: fallocate first would make small ones.
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        _fault_in(mapping)
+    _allocate(fd, len(mapping))
+    if prefault and huge_pages != "transparent":
+        _fault_in(mapping)
+
+
 def _allocate(fd: int, size: int) -> None:
     for offset in range(0, size, _STEP):
         os.posix_fallocate(fd, offset, min(_STEP, size - offset))
@@ -310,18 +316,20 @@ def _ledger_bytes(capacity: int) -> int:
 
 
 @contextlib.contextmanager
-def _explained(label: str) -> Iterator[None]:
+def _explained(label: str, huge_pages: HugePages = "off") -> Iterator[None]:
     """Turn what the kernel refuses into a SegmentError about `label`."""
     try:
         yield
     except (OSError, ValueError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_MEMORY:
-            room = headroom()
-            raise SegmentError(
-                f"{label} does not fit: {error.strerror}; "
-                f"{readable_size(room.available_bytes)} are available ({room.limit})"
-            ) from error
-        raise SegmentError(f"{label} cannot be made: {error}") from error
+        if not isinstance(error, OSError) or error.errno not in _NO_MEMORY:
+            raise SegmentError(f"{label} cannot be made: {error}") from error
+        if huge_pages == "2MiB":
+            raise SegmentError(f"{label} does not fit: others took the 2 MiB pages that were free") from error
+        room = headroom()
+        raise SegmentError(
+            f"{label} does not fit: {error.strerror}, although {readable_size(room.available_bytes)} seem to be "
+            f"available ({room.limit}); see vm.overcommit_memory and ulimit -v"
+        ) from error
 
 
 def _require_pages(label: str, size: int, huge_pages: HugePages) -> None:

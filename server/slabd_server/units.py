@@ -25,11 +25,11 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(text)
+        raise ValueError(f"{text!r} is no size")
     number, prefix = match.groups()
     size = Decimal(number) * (1 << 10 * (_PREFIXES.index(prefix.upper()) + 1) if prefix else 1)
     if size != size.to_integral_value():
-        raise ValueError(text)
+        raise ValueError(f"{text!r} is no size")
     return int(size)
 
 

@@ -47,12 +47,13 @@ class ExtentsMachine(RuleBasedStateMachine):
         assert self.ranges()[first] == min(fitting)
         self.took(first, pages)
 
-    @rule(pages=PAGES)
-    def take_up_to(self, pages: int) -> None:
-        """As many as asked for, or as the longest range has."""
-        longest = max(self.ranges().values(), default=0)
-        first, got = self.extents.take_up_to(pages)
-        assert got == min(pages, longest)
+    @rule(pages=PAGES, at_least=st.integers(1, 4))
+    def take_up_to(self, pages: int, at_least: int) -> None:
+        """The longest range not too long or too short; else as many as asked for, or as the longest range has."""
+        lengths = self.ranges().values()
+        whole = [length for length in lengths if at_least <= length <= pages]
+        first, got = self.extents.take_up_to(pages, at_least)
+        assert got == max(whole, default=min(pages, max(lengths, default=0)))
         if got:
             self.took(first, got)
 

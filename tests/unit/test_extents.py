@@ -75,11 +75,13 @@ def test_pages_given_back_join_both_neighbours() -> None:
 
 
 def test_a_class_takes_what_there_is() -> None:
-    """`take_up_to` takes the longest range when none is as long as preferred, and nothing from nothing."""
-    extents = with_holes((0, 3), (10, 5))
-    assert extents.take_up_to(16) == (10, 5)
-    assert extents.take_up_to(2) == (0, 2)
-    assert extents.take_up_to(2) == (2, 1)
+    """`take_up_to` uses up short ranges first, then cuts a long one, then takes what is too short; never from nothing."""
+    extents = with_holes((0, 3), (10, 5), (20, 9), (40, 1))
+    assert extents.take_up_to(6) == (10, 5)
+    assert extents.take_up_to(2, 2) == (0, 2)
+    assert extents.take_up_to(3, 3) == (20, 3)
+    assert extents.take_up_to(16, 8) == (23, 6)
+    assert extents.take_up_to(16, 8)[1] == extents.take_up_to(1)[1] == 1
     assert extents.take_up_to(2) == (-1, 0)
     extents.check()
 

@@ -155,11 +155,11 @@ def test_the_current_slab_can_be_shed() -> None:
 def test_slabs_of_one_phase_are_gathered() -> None:
     """Two slabs and the free page between them become one slab with the slots of both, as rebuilding needs."""
     cls = SlabClass(3072)
-    left, right = cls.add(0, 1), Slab(cls, 2, 1, 9216, 1)
+    left, right = cls.add(0, 1), Slab(cls, 9216, 1)
     cls._attach(right)
     cls.mark(left, 0)
     cls.mark(right, 9216)
-    whole = cls.gather([left, right], 0, 3, 0)
+    whole = cls.gather([left, right], 0, 3)
     assert (whole.slots, whole.free, whole.idle) == (4, 0b0110, 1)
     cls.check([whole])
 
@@ -176,10 +176,10 @@ def test_marking_takes_exactly_one_slot() -> None:
 
 
 def test_slabs_grow_with_their_class() -> None:
-    """The first slab of a class is its smallest sensible one, later ones a quarter of the class, at most 16 pages."""
+    """The first slab of a class is its smallest sensible one, later ones a sixteenth of the class, at most 16 pages."""
     cls = SlabClass(64)
     sizes = []
-    for _ in range(40):
+    for _ in range(120):
         sizes.append(cls.preferred_pages())
         cls.add(100 * len(sizes), sizes[-1])
     assert sizes[0] == 1

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from slabd.ctl.exits import ExitCode
-from slabd.ctl.plain import schema, to_plain
+from slabd.ctl.plain import descriptor_of, schema, to_plain
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from slabd.ctl.connection import Connection
@@ -62,7 +62,8 @@ class Command(Generic[M]):
         target = parser.add_mutually_exclusive_group() if self.exclusive else parser
         for each in self.arguments:
             target.add_argument(*each.flags, **each.options)
-        parser.epilog = "\n".join([f"-o json prints {self.answer.DESCRIPTOR.name}:", *schema(self.answer.DESCRIPTOR)])
+        descriptor = descriptor_of(self.answer)
+        parser.epilog = "\n".join([f"-o json prints {descriptor.name}:", *schema(descriptor)])
 
     def plain(self, answer: M) -> Json:
         """Return the answer for `-o json`."""

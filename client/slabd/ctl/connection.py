@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from slabd_proto import runtime
-from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 from slabd.address import LocalAddress
 from slabd.channels import CHANNEL_OPTIONS, Tls, credentials
 from slabd.errors import AccessDenied, DaemonUnavailable, InvalidArgument
 from slabd.failures import error_of_rpc
+from slabd_proto import runtime
+from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,8 @@ class Connection:
         self._channel = channel
         self._admin = admin_pb2_grpc.AdminServiceStub(channel)
         self._pool = pool_pb2_grpc.PoolServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
+        # grpc_health's stub makes its methods where type checkers do not look.
+        self._health: Callable[..., health_pb2.HealthCheckResponse] = vars(health_pb2_grpc.HealthStub(channel))["Check"]
 
     def __enter__(self) -> Self:
         return self
@@ -99,15 +100,13 @@ class Connection:
     def health(self, service: str = "") -> health_pb2.HealthCheckResponse:
         """Ask whether the daemon serves; a service it does not know is answered, not raised."""
         try:
-            return self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=self._seconds)
+            return self._health(health_pb2.HealthCheckRequest(service=service), timeout=self._seconds)
         except grpc.RpcError as failure:
-            if isinstance(failure, grpc.Call) and failure.code() == grpc.StatusCode.NOT_FOUND:
+            if cast("grpc.Call", failure).code() == grpc.StatusCode.NOT_FOUND:
                 return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
             raise error_of_rpc(failure, str(self.address)) from None
 
-    def _call(
-        self, method: Callable[..., Response], request: Request, seconds: float | None = None
-    ) -> Response:
+    def _call(self, method: Callable[..., Response], request: Request, seconds: float | None = None) -> Response:
         try:
             return method(request, timeout=seconds or self._seconds)
         except grpc.RpcError as failure:

@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parser(**options: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options  # type: ignore[arg-type]  # argparse's options differ in type
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,  # type: ignore[arg-type]  # argparse's options differ in type
     )
 
 

@@ -1,15 +1,15 @@
 """Messages of the contract as JSON that scripts can rely on.
 
-Not protobuf's own JSON mapping, which makes strings of 64-bit numbers and leaves zeros out. Here every field is present
-under its name in the .proto, numbers are numbers, durations are seconds, enums are their names in lower case without the
-prefix, and what is absent is null. The schema in `--help` is made from the same descriptors.
+Not protobuf's own JSON mapping, which makes strings of 64-bit numbers and leaves zeros out. Here every field is
+present under its name in the .proto, numbers are numbers, durations are seconds, enums are their names in lower case
+without the prefix, and what is absent is null. The schema in `--help` is made from the same descriptors.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, EnumDescriptor
     from google.protobuf.message import Message
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | dict[str, Json] | None"
 
 _NANO: Final = 1e-9
 _TYPE_NAMES: Final = {
@@ -31,7 +31,12 @@ _TYPE_NAMES: Final = {
 
 def to_plain(message: Message) -> dict[str, Json]:
     """Return a message as plain data."""
-    return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields}
+    return {field.name: _value(message, field) for field in descriptor_of(type(message)).fields}
+
+
+def descriptor_of(kind: type[Message]) -> Descriptor:
+    """Return what describes a kind of message."""
+    return cast("Descriptor", kind.DESCRIPTOR)  # protobuf's stubs know two classes of the same descriptor
 
 
 def to_json(data: Json) -> str:

@@ -78,7 +78,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no size: write bytes, or a number with KiB, MiB, GiB or TiB")
     power = " kmgt".index(match["unit"].lower() or " ")
-    return int(match["number"]) * _STEP**power
+    return int(match["number"]) << (10 * power)
 
 
 def parse_seconds(text: str) -> float:

@@ -118,7 +118,7 @@ class Session(google.protobuf.message.Message):
     heap_bytes: builtins.int
     """The heap's size in bytes."""
     heap_id: builtins.int
-    """A number that changes whenever the heap is made anew; handles carry it."""
+    """A number below 2^53 that changes whenever the heap is made anew; handles carry it."""
     access: Global___AccessMode.ValueType
     """What the session may do."""
     server_version: builtins.str

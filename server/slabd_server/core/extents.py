@@ -183,6 +183,10 @@ class FitIndex:
         """Return the length of the longest range; 0 when there is none."""
         return max(self._lengths.largest(), 0)
 
+    def longest_within(self, length: int) -> int:
+        """Return the length of the longest range of at most `length`; 0 when there is none."""
+        return max(self._lengths.at_most(length), 0)
+
     def check(self, expected: dict[int, int]) -> None:
         """Raise `InvariantBroken` unless exactly the ranges `{start: length}` are entered."""
         entered = {start: length for length, starts in self.ranges.items() for start in starts}
@@ -230,14 +234,20 @@ class Extents:
             self._cut_front(start, pages)
         return start
 
-    def take_up_to(self, pages: int) -> tuple[int, int]:
-        """Take `pages` pages, or as many as the longest range has if that is fewer: (first, count), (-1, 0) if none."""
+    def take_up_to(self, pages: int, at_least: int = 1) -> tuple[int, int]:
+        """Take some pages, as a slab does: (first, count), or (-1, 0) when none are free.
+
+        A whole range of `at_least` to `pages` pages, the longest there is, so that large ranges stay for large blocks;
+        else `pages` pages of the best fit; else the whole of the longest range, however short.
+        """
+        whole = self._fits.longest_within(pages)
+        if whole >= at_least:
+            pages = whole
+        elif (longest := self._fits.longest()) < pages:
+            pages = longest
+        if not pages:
+            return NOWHERE, 0
         start = self._fits.best(pages)
-        if start < 0:
-            pages = self._fits.longest()
-            if not pages:
-                return NOWHERE, 0
-            start = self._fits.best(pages)
         self._cut_front(start, pages)
         return start, pages
 

@@ -323,7 +323,7 @@ class Heap:
         return min(above, key=lambda c: c.size, default=None)
 
     def _grow(self, cls: SlabClass) -> bool:
-        start, pages = self._extents.take_up_to(cls.preferred_pages())
+        start, pages = self._extents.take_up_to(cls.preferred_pages(), cls.unit)
         if not pages:
             return False
         self._own(cls.add(start, pages))
@@ -389,7 +389,7 @@ class Heap:
         start = min([first, *(slab.start for slab in slabs)])
         end = max([behind, *(slab.end for slab in slabs)])
         base = (start << PAGE_SHIFT) + (offset - (start << PAGE_SHIFT)) % cls.size
-        whole = cls.gather(slabs, start, end - start, base)
+        whole = cls.gather(slabs, base, end - start)
         self._own(whole)
         return whole
 

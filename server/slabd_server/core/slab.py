@@ -7,8 +7,8 @@ most `MAX_IDLE` of them stay. Must not know where pages come from: the heap brin
 
 Invariants of a slab, with c the size of its class:
 
-    slot i is the bytes [base + i * c, base + (i + 1) * c)
-    start * PAGE <= base,  base + slots * c <= (start + pages) * PAGE
+    slot i is the bytes [base + i * c, base + (i + 1) * c), and lies in the pages [start, end) whole
+    start = base // PAGE,  end = start + pages,  slots = (end * PAGE - base) // c
     bit i of free is set  <=>  slot i is free;   0 <= free < 2 ** slots
     page p is idle  <=>  every slot that overlaps p is free
     idle = number of idle pages
@@ -44,16 +44,20 @@ FULL: Final = -1
 class Slab:
     """A run of pages cut into slots; all of them free at first."""
 
-    __slots__ = ("base", "cls", "free", "idle", "pages", "slots", "start")
+    __slots__ = ("base", "cls", "free", "idle", "pages", "slots")
 
-    def __init__(self, cls: SlabClass, start: int, pages: int, base: int, slots: int) -> None:
+    def __init__(self, cls: SlabClass, base: int, pages: int) -> None:
         self.cls = cls
-        self.start = start
-        self.pages = pages
         self.base = base
-        self.slots = slots
-        self.free = (1 << slots) - 1
+        self.pages = pages
+        self.slots = ((self.end << PAGE_SHIFT) - base) // cls.size
+        self.free = (1 << self.slots) - 1
         self.idle = pages
+
+    @property
+    def start(self) -> int:
+        """The first page."""
+        return self.base >> PAGE_SHIFT
 
     @property
     def end(self) -> int:
@@ -110,9 +114,9 @@ class Slab:
 
     def check(self) -> None:
         """Raise `InvariantBroken`, with the numbers, unless the invariants of a slab hold."""
-        first, behind = self.start << PAGE_SHIFT, self.end << PAGE_SHIFT
-        if not (self.slots > 0 and first <= self.base and self.base + self.slots * self.cls.size <= behind):
-            raise InvariantBroken(f"{self!r}: slots are not within bytes {first} to {behind}")
+        slots = ((self.end << PAGE_SHIFT) - self.base) // self.cls.size
+        if self.slots != slots or not slots:
+            raise InvariantBroken(f"{self!r}: there is room for {slots} slots")
         if not 0 <= self.free < 1 << self.slots:
             raise InvariantBroken(f"{self!r}: bitmap {self.free:#x} has bits past slot {self.slots}")
         idle = sum(self._is_idle(page) for page in range(self.start, self.end))
@@ -211,23 +215,22 @@ class SlabClass:
     # -- slabs
 
     def preferred_pages(self) -> int:
-        """Return how many pages the next slab should have: a quarter of what the class has, in whole units."""
-        pages = min(self.pages >> 2, MAX_SLAB_PAGES)
+        """Return how many pages the next slab should have: a sixteenth of what the class has, in whole units."""
+        pages = min(self.pages >> 4, MAX_SLAB_PAGES)
         return max(pages - pages % self.unit, self.unit)
 
     def add(self, start: int, pages: int) -> Slab:
         """Make a slab of the pages [start, start + pages), all slots free."""
-        return self._attach(Slab(self, start, pages, start << PAGE_SHIFT, (pages << PAGE_SHIFT) // self.size))
+        return self._attach(Slab(self, start << PAGE_SHIFT, pages))
 
     def shed(self, slab: Slab) -> tuple[list[tuple[int, int]], list[Slab]]:
         """Part with the idle pages of a slab: (their runs [first, behind), the slabs made of the rest)."""
         self._detach(slab)
         return slab.idle_runs(), [self._attach(self._piece(slab, first, behind)) for first, behind in slab.busy_runs()]
 
-    def gather(self, slabs: Iterable[Slab], start: int, pages: int, base: int) -> Slab:
-        """Merge slabs of one phase, and free pages between them, into one slab of the pages [start, start + pages)."""
-        slots = ((start + pages << PAGE_SHIFT) - base) // self.size
-        whole = Slab(self, start, pages, base, slots)
+    def gather(self, slabs: Iterable[Slab], base: int, pages: int) -> Slab:
+        """Merge slabs of one phase, and free pages between them, into one slab of `pages` pages from `base` on."""
+        whole = Slab(self, base, pages)
         for slab in slabs:
             self._detach(slab)
             taken = slab.free ^ ((1 << slab.slots) - 1)
@@ -237,9 +240,8 @@ class SlabClass:
 
     def _piece(self, slab: Slab, first: int, behind: int) -> Slab:
         skipped = max(-(-((first << PAGE_SHIFT) - slab.base) // self.size), 0)
-        slots = min(((behind << PAGE_SHIFT) - slab.base) // self.size, slab.slots) - skipped
-        piece = Slab(self, first, behind - first, slab.base + skipped * self.size, slots)
-        piece.free = (slab.free >> skipped) & ((1 << slots) - 1)
+        piece = Slab(self, slab.base + skipped * self.size, behind - first)
+        piece.free &= slab.free >> skipped
         piece.idle = 0
         return piece
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slabd_proto.v1.admin_pb2 import CheckResponse
-
 from slabd.ctl.command import Command
 from slabd.ctl.exits import ExitCode
 from slabd.ctl.terminal import printable
 from slabd.ctl.units import plural
+from slabd_proto.v1.admin_pb2 import CheckResponse
 
 if TYPE_CHECKING:
     import argparse

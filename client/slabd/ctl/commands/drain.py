@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from slabd_proto.v1.admin_pb2 import DrainResponse
-
 from slabd.ctl.command import Command, argument
 from slabd.ctl.exits import ExitCode
 from slabd.ctl.units import human_age, parse_seconds, plural
+from slabd_proto.v1.admin_pb2 import DrainResponse
 
 if TYPE_CHECKING:
     from slabd.ctl.terminal import Style
@@ -23,7 +22,9 @@ def _lines(answer: DrainResponse, arguments: argparse.Namespace, style: Style) -
         return [f"{style.good('drained')}: nothing is held any more, no new work is taken"]
     if arguments.timeout is None:
         return [f"{style.warn('draining')}: {held}; --timeout waits for them"]
-    return [f"{style.bad('draining')}: still {held} after {human_age(arguments.timeout)}; `slabctl leases` says by whom"]
+    return [
+        f"{style.bad('draining')}: still {held} after {human_age(arguments.timeout)}; `slabctl leases` says by whom"
+    ]
 
 
 def _verdict(answer: DrainResponse, arguments: argparse.Namespace) -> ExitCode:

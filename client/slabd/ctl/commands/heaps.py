@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from slabd_proto.v1.admin_pb2 import ListHeapsResponse
-
 from slabd.ctl.command import Command
 from slabd.ctl.table import Column, facts, table
 from slabd.ctl.units import human_bytes, human_count, percent
+from slabd_proto.v1.admin_pb2 import ListHeapsResponse
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
+    from slabd.ctl.terminal import Style
     from slabd_proto.v1.admin_pb2 import HeapInfo, SizeClassInfo
     from slabd_proto.v1.pool_pb2 import HeapStats, StateBytes
-
-    from slabd.ctl.terminal import Style
 
 _BOOKS: tuple[Column[HeapStats], ...] = (
     Column("HEAP", lambda heap: heap.name),
@@ -84,9 +82,7 @@ class _ClassRow(NamedTuple):
 
 _CLASSES: tuple[Column[_ClassRow], ...] = (
     Column("HEAP", lambda row: row.heap),
-    Column(
-        "BLOCK SIZE", lambda row: human_bytes(row.size_class.size) if row.size_class.size else "pages", right=True
-    ),
+    Column("BLOCK SIZE", lambda row: human_bytes(row.size_class.size) if row.size_class.size else "pages", right=True),
     Column("SLABS", lambda row: human_count(row.size_class.slabs) if row.size_class.size else "-", right=True),
     Column("USED BLOCKS", lambda row: human_count(row.size_class.used_blocks), right=True),
     Column(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from slabd.ctl.command import Command, argument
+from slabd.ctl.commands.sessions import session_id
+from slabd.ctl.plain import enum_name, seconds
+from slabd.ctl.table import Column, table
+from slabd.ctl.units import human_age, human_bytes, human_count
 from slabd_proto.v1.admin_pb2 import (
     BLOCK_STATE_QUARANTINED,
     BlockState,
     LeaseInfo,
     ListLeasesResponse,
 )
-
-from slabd.ctl.command import Command, argument
-from slabd.ctl.commands.sessions import session_id
-from slabd.ctl.plain import enum_name, seconds
-from slabd.ctl.table import Column, table
-from slabd.ctl.units import human_age, human_bytes, human_count, plural
 
 if TYPE_CHECKING:
     from slabd.ctl.terminal import Style
@@ -76,7 +75,7 @@ def _limit(text: str) -> int:
 LEASES = Command(
     name="leases",
     summary="list granted blocks, the oldest first",
-    description=f"List granted blocks, the oldest first: at most {plural(1000, 'block')} unless --limit says otherwise.",
+    description="List granted blocks, the oldest first: at most 1,000 unless --limit says otherwise.",
     answer=ListLeasesResponse,
     call=lambda connection, arguments: connection.leases(arguments.heap, arguments.session, arguments.limit),
     lines=_lease_lines,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from slabd.ctl.command import Command, argument
+from slabd.ctl.plain import enum_name, seconds
+from slabd.ctl.table import Column, table
+from slabd.ctl.units import human_age, human_bytes, human_count
 from slabd_proto.v1.admin_pb2 import (
     SESSION_STATE_QUARANTINED,
     EndSessionResponse,
@@ -13,11 +17,6 @@ from slabd_proto.v1.admin_pb2 import (
     SessionState,
 )
 from slabd_proto.v1.pool_pb2 import AccessMode
-
-from slabd.ctl.command import Command, argument
-from slabd.ctl.plain import enum_name, seconds
-from slabd.ctl.table import Column, table
-from slabd.ctl.units import human_age, human_bytes, human_count
 
 if TYPE_CHECKING:
     from slabd.ctl.terminal import Style
@@ -46,9 +45,7 @@ _SESSIONS: tuple[Column[SessionInfo], ...] = (
     Column("WAITERS", lambda session: human_count(session.waiters), right=True),
     Column(
         "OLDEST LEASE",
-        lambda session: (
-            human_age(seconds(session.oldest_lease_age)) if session.HasField("oldest_lease_age") else "-"
-        ),
+        lambda session: human_age(seconds(session.oldest_lease_age)) if session.HasField("oldest_lease_age") else "-",
         right=True,
     ),
     Column("AGE", lambda session: human_age(seconds(session.age)), right=True),

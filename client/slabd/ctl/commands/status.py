@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from slabd_proto.v1.admin_pb2 import GetStatusResponse
 
 from slabd.ctl.command import Command, argument
 from slabd.ctl.commands.heaps import books_table
@@ -14,6 +13,7 @@ from slabd.ctl.plain import seconds
 from slabd.ctl.table import facts
 from slabd.ctl.terminal import printable
 from slabd.ctl.units import human_age
+from slabd_proto.v1.admin_pb2 import GetStatusResponse
 
 if TYPE_CHECKING:
     import argparse

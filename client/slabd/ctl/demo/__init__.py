@@ -9,7 +9,7 @@ Theory of operation. The parent starts a private daemon and four kinds of proces
        └───Check───► checker: SHA-256 straight from the file; it does not even import slabd
 
 1. Each child has a pipe of its own, and the parent is the only one at its other end: a child that is killed can hold no
-   lock that others need. At most `children.IN_FLIGHT` batches are under way per child, so no pipe ever fills up.
+   lock that others need. At most a few batches are under way per child, so no pipe ever fills up.
 2. The reader keeps nothing that it waits for others to finish with, so a full heap only ever makes it wait: the workers
    empty it. Its requests are first come, first served.
 3. When a worker dies, blocks it had open are free at once; those files are read again. Handles it had not opened yet

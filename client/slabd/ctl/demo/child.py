@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ class Pipe:
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
+        self._sending = threading.Lock()
 
     def receive(self) -> ToChild:
         """Return the next message.
@@ -36,8 +38,9 @@ class Pipe:
         return message
 
     def send(self, message: FromChild) -> None:
-        """Send a message."""
-        self._connection.send(message)
+        """Send a message, from any thread."""
+        with self._sending:
+            self._connection.send(message)
 
 
 def die_with(parent: int) -> None:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from slabd.ctl.demo.messages import BatchId
 
-# Two batches per child: it has the next one when it has done the first, and no pipe can fill up in both directions.
+# For each thing that a child does at a time, it has a second one waiting; and no pipe can fill up in both directions.
 IN_FLIGHT: Final = 2
+READER_IN_FLIGHT: Final = 4
 _GRACE_SECONDS: Final = 5.0
 
 
@@ -37,15 +38,16 @@ class Programs:
     checker: tuple[str, ...] = (sys.executable, "-I", str(Path(__file__).with_name("checker.py")))
 
 
-class ChildFailed(Exception):  # noqa: N818  # a child's failure, not the parent's error
+class ChildFailed(Exception):
     """A child ended by itself, with what it said."""
 
 
 class Child:
     """A child process, its pipe, and what it has in flight."""
 
-    def __init__(self, name: str, program: Sequence[str]) -> None:
+    def __init__(self, name: str, program: Sequence[str], in_flight: int = IN_FLIGHT) -> None:
         self.name = name
+        self._most_in_flight = in_flight
         self.ready = False
         self.in_flight: list[BatchId] = []
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the child
@@ -76,7 +78,7 @@ class Child:
     @property
     def has_room(self) -> bool:
         """Whether it may be given one more batch."""
-        return self.ready and len(self.in_flight) < IN_FLIGHT
+        return self.ready and len(self.in_flight) < self._most_in_flight
 
     def send(self, message: object) -> None:
         """Send a message; when it is dead already, its pipe will say so."""

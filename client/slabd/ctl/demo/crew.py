@@ -5,7 +5,7 @@ from __future__ import annotations
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
-from slabd.ctl.demo.children import Child, ChildFailed, kill_all, stop_all
+from slabd.ctl.demo.children import READER_IN_FLIGHT, Child, ChildFailed, kill_all, stop_all
 from slabd.ctl.demo.messages import Start
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Crew:
         self._deaths = 0
         self._address = ""
         self.workers: list[Child] = []
-        self.reader = Child("reader", programs.reader)
+        self.reader = Child("reader", programs.reader, READER_IN_FLIGHT)
         self.checker = Child("checker", programs.checker)
         self.checker.ready = True  # it has nobody to connect to
         for _ in range(workers):
@@ -63,7 +63,7 @@ class Crew:
             how = f"by {signal}, the {self._deaths}th of all" if signal else "by itself, without having been told to"
             raise ChildFailed(f"{dead.name} (pid {dead.pid}) ended {how}")
         if dead is self.reader:
-            self.reader = Child("reader", self._programs.reader)
+            self.reader = Child("reader", self._programs.reader, READER_IN_FLIGHT)
             self.reader.send(Start(self._address, "demo reader"))
         elif dead is self.checker:
             self.checker = Child("checker", self._programs.checker)

@@ -60,7 +60,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """From the reader: handles of what it could read. `waited` is how many seconds it waited for room, None if it did not."""
+    """From the reader: handles of what it could read, and how many seconds it waited for room, None if it did not."""
 
     batch: BatchId
     handles: dict[PieceId, bytes]

@@ -8,7 +8,7 @@ from typing import Final
 
 from slabd.ctl.demo.children import Programs
 
-DEFAULT_HEAP: Final = "64MiB"
+DEFAULT_HEAP: Final = "16MiB"
 _FEW: Final = 2
 _MANY: Final = 8
 
@@ -24,7 +24,7 @@ class DemoOptions:
 
     paths: tuple[str, ...] = ()
     workers: int = field(default_factory=default_workers)
-    heap_bytes: int = 64 << 20
+    heap_bytes: int = 16 << 20
     kill: bool = True
     limit: int | None = None
     programs: Programs = field(default_factory=Programs)

@@ -1,13 +1,16 @@
 """The reader: a block for each piece, filled by readinto() on the block's own memory, shared, and let go.
 
-It releases its lease as soon as the handle is made, so that the block lives by the handle alone: it returns when the one
-worker that was promised it has closed it or has died. Runs as `python -m slabd.ctl.demo.reader`.
+It releases its lease as soon as the handle is made, so that the block lives by the handle alone: it returns when the
+one worker that was promised it has closed it or has died. Runs as `python -m slabd.ctl.demo.reader`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import slabd
@@ -21,18 +24,29 @@ if TYPE_CHECKING:
 # Workers empty the heap as fast as they can digest: one that has not moved for so long is stuck.
 _PATIENCE_SECONDS: Final = 60.0
 _LABEL_BYTES: Final = 128
+_THREADS: Final = 2
 # A path that has become a pipe or a device meanwhile must not block the open.
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def serve(pool: slabd.Pool, pipe: child.Pipe) -> None:
-    """Read batch after batch."""
-    while True:
-        match pipe.receive():
-            case Read(batch, pieces):
-                pipe.send(read_batch(pool, batch, pieces))
-            case other:
-                raise TypeError(f"the reader does not understand {other!r}")
+    """Read batch after batch, two at a time: one thread reads files while the other is on the line to the daemon."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        while True:
+            match pipe.receive():
+                case Read(batch, pieces):
+                    threads.submit(_answer, pool, pipe, batch, pieces)
+                case other:
+                    raise TypeError(f"the reader does not understand {other!r}")
+
+
+def _answer(pool: slabd.Pool, pipe: child.Pipe, batch: int, pieces: Sequence[Piece]) -> None:
+    try:
+        pipe.send(read_batch(pool, batch, pieces))
+    except BaseException:  # noqa: BLE001  # whatever it is: in a thread it would go unseen, and the parent wait for ever
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def read_batch(pool: slabd.Pool, batch: int, pieces: Sequence[Piece]) -> Shared:

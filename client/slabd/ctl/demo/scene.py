@@ -1,4 +1,4 @@
-"""The scene: a worker is killed while the daemon itself says what it has open, and its blocks are watched coming back."""
+"""The scene: a worker is killed while the daemon says what it has open, and its blocks are watched coming back."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ and, beside it, to check ─take_check─► checking ─checked─► direct di
 Invariants:
 
 1. Every file ends with exactly one outcome: matched, wrong, or skipped with a reason.
-2. A batch is in one place. A dead child's batches go back one step: `read_lost` and `check_lost` to their queues,
-   `digest_lost` to ready, because its handles may still stand; `stale` when they do not, then its pieces are read again.
-3. A file that changed is planned anew, with new pieces. Its old ones are void: nobody waits for them, but their blocks are
-   still opened and closed, so that none stays behind.
+2. A batch is in one place. What a dead child had in flight is `lost` and goes back one step: handles to ready, because
+   they may still stand. If they turn out `stale`, the dead one had opened them, and their pieces are read again.
+3. A file that changed is planned anew, with new pieces. Its old ones are void: nobody waits for them, but their blocks
+   are still opened and closed, so that none stays behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from slabd.ctl.demo.messages import Digest, Piece, Read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from slabd.ctl.demo.files import Found
     from slabd.ctl.demo.messages import BatchId, Checked, Digests, Failure, PieceId, Shared, Stamp
@@ -170,10 +170,6 @@ class Work:
         for piece, failure in answer.failures.items():
             self._failed(piece, failure)
 
-    def read_lost(self, batch: BatchId) -> None:
-        """Take back what a reader that died had to read."""
-        self._todo.extendleft(reversed(self._reading.pop(batch)))
-
     # Digesting
 
     def take_digest(self, *, hold: bool = False) -> Digest | None:
@@ -193,9 +189,9 @@ class Work:
                 self.totals.bytes_through_heap += live.piece.length
                 self._compare(live)
 
-    def digest_lost(self, batch: BatchId) -> None:
-        """Take back what a worker that died had to digest; its handles may still stand."""
-        self._ready.appendleft(self._digesting.pop(batch))
+    def blocks_of(self, batch: BatchId) -> int:
+        """Return how many blocks a batch that is being digested has."""
+        return len(self._digesting[batch])
 
     def stale(self, batch: BatchId) -> None:
         """Have the pieces of a batch read again: a worker that died had opened it."""
@@ -230,11 +226,16 @@ class Work:
         for piece, failure in answer.failures.items():
             self._failed(piece, failure)
 
-    def check_lost(self, batch: BatchId) -> None:
-        """Take back what a checker that died had to check."""
-        self._to_check.extendleft(reversed(self._checking.pop(batch)))
+    # Children that die, files that change
 
-    # Files that change
+    def lost(self, batch: BatchId) -> None:
+        """Take back what a child that died had in flight. Handles it had to open may still stand."""
+        if (pieces := self._reading.pop(batch, None)) is not None:
+            self._todo.extendleft(reversed(pieces))
+        elif (handles := self._digesting.pop(batch, None)) is not None:
+            self._ready.appendleft(handles)
+        else:
+            self._to_check.extendleft(reversed(self._checking.pop(batch)))
 
     def take_changed(self) -> list[FileRecord]:
         """Take the files whose stamp has to be looked at again, for `plan_again` or `skip`."""
@@ -259,7 +260,7 @@ class Work:
         file.attempts += 1
         pieces = [
             Piece(next(self._ids), file.path, offset, length, file.stamp)
-            for offset, length in _stretches(file.stamp.size, self.heap_bytes)
+            for offset, length in stretches(file.stamp.size, self.heap_bytes)
         ]
         file.pieces = len(pieces)
         file.open_pieces = {piece.id for piece in pieces}
@@ -310,7 +311,8 @@ class Work:
         return queue[0] if queue else None
 
 
-def _stretches(size: int, heap_bytes: int) -> Iterable[tuple[int, int]]:
+def stretches(size: int, heap_bytes: int) -> list[tuple[int, int]]:
+    """Return the (offset, length) of each piece of a file: one, unless it is larger than the heap."""
     if size <= heap_bytes:
         return [(0, size)]
     step = max(heap_bytes // _PIECES_IN_HEAP, _PAGE)
