@@ -109,8 +109,8 @@ def _tcp(authority: str, text: str) -> TcpAddress:
 
 
 def _local(path: str) -> LocalAddress:
-    if not path:
-        raise InvalidAddress("the runtime directory's name is empty")
+    if not path or "\0" in path:
+        raise InvalidAddress(f"{path!r} is no directory's name")
     # Absolute from the start: the process may change its directory before a forked child connects anew.
     directory = PurePosixPath(os.path.abspath(path))  # noqa: PTH100  # a path of text, and resolve() would follow links
     if directory.name == runtime.GRPC_SOCKET:

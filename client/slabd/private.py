@@ -15,7 +15,7 @@ import sys
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slabd.errors import DaemonUnavailable
 from slabd.pool import Pool, connect
@@ -55,10 +55,14 @@ class PrivateDaemon:
     def __init__(self, heap_size: int | str, *, start_timeout: float, options: dict[str, Any]) -> None:
         self._directory = _make_directory()
         self._maker = os.getpid()
+        # Without a name, so that nothing is left of it however this process ends.
+        self._log = os.memfd_create("slabd-log")
+        self._close_log = weakref.finalize(self, os.close, self._log)
         try:
             self._process = self._spawn(_arguments(heap_size, options), start_timeout)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
+            self._close_log()
             raise
         self._finalizer = weakref.finalize(self, _stop, self._process, self._directory, self._maker)
 
@@ -88,10 +92,8 @@ class PrivateDaemon:
 
     def log(self) -> str:
         """Return what it has written to its standard error."""
-        try:
-            return self._log_path.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
+        # The daemon writes through the same open file, whose position is therefore not ours to move.
+        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
 
     def close(self) -> None:
         """Stop it, gracefully at first, and remove its directory. Closing twice, or in a forked child, does nothing."""
@@ -109,19 +111,12 @@ class PrivateDaemon:
         state = f"pid {self.pid}" if self.running else "stopped"
         return f"<slabd.PrivateDaemon {self.address}, {state}>"
 
-    @property
-    def _log_path(self) -> Path:
-        return self._directory / "slabd.log"
-
     def _spawn(self, arguments: list[str], seconds: float) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "slabd_server", "serve", "--runtime-dir", str(self._directory), *arguments]
         notify_path = self._directory / "notify"
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify,
-            self._log_path.open("ab") as log,
-        ):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.bind(str(notify_path))
-            process = _popen(command, log, {**os.environ, "NOTIFY_SOCKET": str(notify_path)})
+            process = _popen(command, self._log, {**os.environ, "NOTIFY_SOCKET": str(notify_path)})
             try:
                 self._await_ready(process, notify, seconds)
             except BaseException:
@@ -151,7 +146,7 @@ class PrivateDaemon:
         return self.log()[-_LOG_TAIL_CHARACTERS:].strip() or "it said nothing"
 
 
-def _popen(command: list[str], log: BinaryIO, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _popen(command: list[str], log: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # this interpreter, with arguments and no shell
         command,
         stdin=subprocess.PIPE,

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from slabd_server import __version__, logs
 from slabd_server.config import add_arguments, load
 from slabd_server.errors import ExitCode, StartError
-from slabd_server.options import ConfigError, Parser
-from slabd_server.options_text import sample_toml, settings_json, settings_table
-from slabd_server.options_tls import require_tls_files
+from slabd_server.options.declare import ConfigError, Parser
+from slabd_server.options.text import sample_toml, settings_json, settings_table
+from slabd_server.options.tls import require_tls_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,20 +52,26 @@ def _serve(given: dict[str, Any]) -> int:
     require_tls_files(loaded)
     logs.configure(loaded.config.log_level, loaded.config.log_format)
     # Only now: gRPC takes a third of a second to import, and reads the environment while it does.
+    import uvloop  # noqa: PLC0415
+
     from slabd_server import daemon  # noqa: PLC0415
 
-    return asyncio.run(daemon.run(loaded.config))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(daemon.run(loaded.config))
 
 
 def _check_config(given: dict[str, Any]) -> int:
     if given.pop("print_sample"):
-        sys.stdout.write(sample_toml())
-        return ExitCode.OK
+        return _show(sample_toml())
     output = given.pop("output")
     loaded = load(given, os.environ)
     require_tls_files(loaded)
-    sys.stdout.write(settings_json(loaded) if output == "json" else settings_table(loaded))
-    sys.stdout.flush()
+    return _show(settings_json(loaded) if output == "json" else settings_table(loaded))
+
+
+def _show(text: str) -> ExitCode:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # here, where a reader that has gone can still be handled
     return ExitCode.OK
 
 

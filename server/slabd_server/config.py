@@ -25,7 +25,8 @@ from slabd_server.core.access import Policy
 from slabd_server.core.records import Access
 from slabd_server.core.served import HeapSpec
 from slabd_server.core.sizes import MIN_HEAP
-from slabd_server.options import (
+from slabd_server.options.checks import contradictions, heap_contradictions
+from slabd_server.options.declare import (
     Computed,
     ConfigError,
     Environment,
@@ -40,9 +41,8 @@ from slabd_server.options import (
     option,
     options_of,
 )
-from slabd_server.options_checks import contradictions, heap_contradictions
-from slabd_server.options_file import HEAPS, read_tables
-from slabd_server.options_kinds import (
+from slabd_server.options.file import HEAPS, read_tables
+from slabd_server.options.kinds import (
     GROUPS,
     USERS,
     Address,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from slabd_server.core.sizes import SizeClasses
-    from slabd_server.options import Table
+    from slabd_server.options.declare import Table
     from slabd_server.segments import HugePages
 
 DEFAULT_HEAP: Final = "default"

@@ -116,12 +116,12 @@ class Daemon:
     async def _serve_metrics(self, registry: CollectorRegistry) -> str:
         if self._config.metrics_listen is None:
             return ""
-        host, port = self._config.metrics_listen
+        address = self._config.metrics_listen
         try:
-            server = MetricsServer(registry, host, port)
+            server = MetricsServer(registry, address.host, address.port)
         except OSError as error:
             raise StartError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another --metrics-listen, or off"
+                f"cannot serve metrics on {address}: {error.strerror}; choose another --metrics-listen, or off"
             ) from None
 
         async def close() -> None:
@@ -138,8 +138,7 @@ class Daemon:
         )
         addresses = [self._bind(f"unix:{rundir.grpc_socket}", None)]
         credentials = _credentials(config)
-        for host, port in config.listen:
-            addresses.append(self._bind(f"{host}:{port}", credentials))
+        addresses += [self._bind(str(address), credentials) for address in config.listen]
         whereabouts = Whereabouts(
             runtime_dir=str(rundir.path), addresses=tuple(addresses), metrics_address=metrics_address
         )

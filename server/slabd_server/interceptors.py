@@ -1,10 +1,10 @@
 """What every gRPC call passes through, from the outside in: counting, logging, translating errors, guarding.
 
-    Meter       counts and times calls, with the names and labels of go-grpc-prometheus
-    Narrator    logs what failed
-    Translator  turns errors of the core into statuses, and anything unforeseen into INTERNAL, with its details in the
-                log and not on the wire
-    Guard       lets only trusted peers call AdminService
+Meter       counts and times calls, with the names and labels of go-grpc-prometheus
+Narrator    logs what failed
+Translator  turns errors of the core into statuses, and anything unforeseen into INTERNAL, with its details in the
+log and not on the wire
+Guard       lets only trusted peers call AdminService
 """
 
 from __future__ import annotations

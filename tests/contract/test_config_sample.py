@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from slabd_server.config import ALL_OPTIONS, HEAP_OPTIONS, Config, load_config
-from slabd_server.options_kinds import TcpAddress
-from slabd_server.options_text import markdown_table, sample_toml
+from slabd_server.options.kinds import TcpAddress
+from slabd_server.options.text import markdown_table, sample_toml
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "deploy" / "slabd.toml.sample"

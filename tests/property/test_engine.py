@@ -236,8 +236,9 @@ class EngineMachine(RuleBasedStateMachine):
         head = self.world.heap.waiters.head
         if head is not None:
             with pytest.raises(OutOfMemory):
+                request = head.request
                 self.world.heap.books.grant(
-                    head.session, head.items, head.purpose, sequence=0, now=self.world.now
+                    request.session, request.items, request.purpose, sequence=0, now=self.world.now
                 )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.fixtures.engines import World, make_heap
 
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import InvalidArgument, ReadOnly, StaleHandle, UnknownBlock
 from slabd_server.core.records import Access, BlockState, HandleExpiredEvent, ShareItem
-from tests.fixtures.engines import World, make_heap
 
 
 def test_a_shared_block_outlives_its_owner() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.fixtures.engines import KIB, MIB, World, make_heap
 
 from slabd_server.core.books import Purpose
 from slabd_server.core.engine import BATCH_MAX, Engine
@@ -20,7 +21,6 @@ from slabd_server.core.errors import (
     WrongSecret,
 )
 from slabd_server.core.records import Access, BlockRef, LeaseItem, SessionId, SessionKey, SlotId
-from tests.fixtures.engines import KIB, MIB, World, make_heap
 
 
 def test_a_lease_is_counted_and_comes_back() -> None:
@@ -152,7 +152,9 @@ def test_out_of_memory_says_who_holds_it() -> None:
     holder = world.session("decoder")
     world.engine.lease(holder, [LeaseItem(MIB)], now=world.now, purpose=Purpose("frames", "pipeline.py:12"))
     world.now += 5
-    pattern = r"free 0.*held by decoder \(pid 1001\) 1048576 bytes in 1 leases, the oldest 5.0 s 'frames' at pipeline.py:12"
+    pattern = (
+        r"free 0.*held by decoder \(pid 1001\) 1048576 bytes in 1 leases, the oldest 5.0 s 'frames' at pipeline.py:12"
+    )
     with pytest.raises(OutOfMemory, match=pattern):
         world.lease(world.session("other"), 64)
 

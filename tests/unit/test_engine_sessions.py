@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.fixtures.engines import UID, World, make_heap
 
 from slabd_server.core import inspection
 from slabd_server.core.access import Policy
@@ -16,7 +17,6 @@ from slabd_server.core.errors import (
     UnknownSession,
 )
 from slabd_server.core.records import Access, BlockState, EndCause, Peer, SessionState
-from tests.fixtures.engines import UID, World, make_heap
 
 
 def test_closing_frees_everything() -> None:

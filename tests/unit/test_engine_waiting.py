@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.fixtures.engines import KIB, MIB, World, make_heap
 
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import (
@@ -15,7 +16,6 @@ from slabd_server.core.errors import (
     WaitTimeout,
 )
 from slabd_server.core.records import LeaseItem, PressureEvent, Waiting, Woken
-from tests.fixtures.engines import KIB, MIB, World, make_heap
 
 
 def granted(woken: tuple[Woken, ...]) -> list[int]:

@@ -12,7 +12,7 @@ from slabd_server.core.records import Block, BlockRef, BlockState, SlotId
 from slabd_server.core.stats import Checked, HeapInfo, HeapStats, LeaseInfo, SessionInfo, SizeClass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from slabd_server.core.engine import Engine
     from slabd_server.core.served import ServedHeap
@@ -146,9 +146,9 @@ def _lease_info(engine: Engine, served: ServedHeap, slot: SlotId, now: float) ->
     )
 
 
-def who_holds(engine: Engine, served: ServedHeap, now: float) -> str:
+def who_holds(everybody: Iterable[Session], served: ServedHeap, now: float) -> str:
     """Say in one line who holds a heap's memory: the three sessions that hold most."""
-    holders = [s for s in engine.sessions if s.books is served.books and s.owned_bytes]
+    holders = [s for s in everybody if s.books is served.books and s.owned_bytes]
     top = heapq.nlargest(3, holders, key=lambda session: session.owned_bytes)
     if not top:
         return "held by handles that nobody has opened yet" if served.books.blocks else "nobody holds a lease"

@@ -16,9 +16,7 @@ from slabd_server.core.records import Ticket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slabd_server.core.books import Purpose
-    from slabd_server.core.records import LeaseItem
-    from slabd_server.core.sessions import Session
+    from slabd_server.core.leasing import LeaseRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +24,14 @@ class Waiter:
     """A request that waits. `deadline` is when it gives up."""
 
     ticket: Ticket
-    session: Session
-    items: tuple[LeaseItem, ...]
-    purpose: Purpose
-    sequence: int
+    request: LeaseRequest
     since: float
     deadline: float
 
     @property
     def wanted_bytes(self) -> int:
         """What it asks for in all."""
-        return sum(item.size for item in self.items)
+        return sum(item.size for item in self.request.items)
 
 
 class Waiters:
@@ -70,17 +65,17 @@ class Waiters:
         """Put a request at the end. Call `admit` first."""
         self._queue[waiter.ticket] = waiter
         self.wanted_bytes += waiter.wanted_bytes
-        waiter.session.tickets[waiter.ticket] = None
-        if waiter.sequence:
-            waiter.session.in_flight[waiter.sequence] = waiter.ticket
+        waiter.request.session.tickets[waiter.ticket] = None
+        if waiter.request.sequence:
+            waiter.request.session.in_flight[waiter.request.sequence] = waiter.ticket
 
     def remove(self, ticket: Ticket) -> Waiter | None:
         """Take a request out, wherever it stands; None when it is not there."""
         waiter = self._queue.pop(ticket, None)
         if waiter is not None:
             self.wanted_bytes -= waiter.wanted_bytes
-            del waiter.session.tickets[ticket]
-            waiter.session.in_flight.pop(waiter.sequence, None)
+            del waiter.request.session.tickets[ticket]
+            waiter.request.session.in_flight.pop(waiter.request.sequence, None)
         return waiter
 
     def check(self) -> None:
@@ -88,8 +83,9 @@ class Waiters:
         if (found := sum(waiter.wanted_bytes for waiter in self)) != self.wanted_bytes:
             raise InvariantBroken(f"waiters want {found} bytes, {self.wanted_bytes} counted")
         for waiter in self:
-            if waiter.ticket not in waiter.session.tickets:
-                raise InvariantBroken(f"ticket {waiter.ticket} waits, session {waiter.session.id} does not know")
+            session = waiter.request.session
+            if waiter.ticket not in session.tickets:
+                raise InvariantBroken(f"ticket {waiter.ticket} waits, session {session.id} does not know")
         tickets = list(self._queue)
         if tickets != sorted(tickets):
             raise InvariantBroken(f"the queue is out of order: {tickets}")

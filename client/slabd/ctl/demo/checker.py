@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _PR_SET_PDEATHSIG: Final = 1
+# Which number of a stamp is the size.
+_SIZE: Final = 2
 
 Answer = tuple[int, dict[int, bytes], dict[int, tuple[str, bool]]]
 Item = tuple[int, str, int, int, tuple[int, ...]]
@@ -58,6 +60,8 @@ def digest(path: str, offset: int, length: int, stamp: tuple[int, ...]) -> bytes
             if _stamp(file.fileno()) != stamp:
                 return "changed since it was found", True
             found = hashlib.file_digest(Stretch(file, offset, length), "sha256").digest()
+            if offset + length == stamp[_SIZE] and file.read(1):
+                return "has more bytes than its size says", True
             return found if _stamp(file.fileno()) == stamp else ("changed while it was read", True)
     except OSError as error:
         return error.strerror or str(error), False

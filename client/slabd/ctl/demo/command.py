@@ -144,13 +144,15 @@ def _one_interrupt() -> Iterator[None]:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        for each in signals:
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    before = {each: signal.signal(each, interrupt) for each in signals}
+    # What our parent has ignored, as nohup does, stays ignored.
+    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, interrupt) for each in heard}
     try:
         yield
     finally:

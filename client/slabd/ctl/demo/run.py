@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 import slabd
 from slabd.address import resolve
 from slabd.ctl.connection import Connection
+from slabd.ctl.demo.children import ChildFailed
 from slabd.ctl.demo.crew import Crew
 from slabd.ctl.demo.loop import Loop
 from slabd.ctl.demo.summary import Ending, Summary
 from slabd.ctl.units import human_bytes
+from slabd.errors import DaemonUnavailable
 
 if TYPE_CHECKING:
     from slabd.ctl.demo.files import Scan
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _LEAVING_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.01
+_LOG_LINES: Final = 3
 
 
 def run_demo(options: DemoOptions, found: Scan, display: Display) -> Summary:
@@ -35,6 +38,8 @@ def run_demo(options: DemoOptions, found: Scan, display: Display) -> Summary:
         with slabd.start(options.heap_bytes) as daemon:
             try:
                 return _run_with(daemon, crew, options, found, display)
+            except (ChildFailed, DaemonUnavailable) as error:
+                raise _explained(error, daemon) from error
             finally:
                 crew.kill()  # before the daemon is asked to stop: it waits for its clients
     finally:
@@ -63,6 +68,14 @@ def _run_with(daemon: slabd.PrivateDaemon, crew: Crew, options: DemoOptions, fou
             other_deaths=loop.other_deaths,
             ending=_ending(connection),
         )
+
+
+def _explained(error: ChildFailed | DaemonUnavailable, daemon: slabd.PrivateDaemon) -> Exception:
+    """Return the error with what the daemon has to say to it."""
+    log = " | ".join(daemon.log().strip().splitlines()[-_LOG_LINES:])
+    if not daemon.running:
+        return DaemonUnavailable(f"the private daemon has ended; its log ends with: {log}")
+    return ChildFailed(f"{error}; the daemon's log ends with: {log}")
 
 
 def _ending(connection: Connection) -> Ending:

@@ -245,7 +245,7 @@ class Work:
     def plan_again(self, file: FileRecord, stamp: Stamp) -> None:
         """Start over with a file that has changed, unless it has too often."""
         if file.attempts >= _ATTEMPTS:
-            self._end(file, Outcome.SKIPPED, f"kept changing: it was read {_ATTEMPTS} times")
+            self._end(file, Outcome.SKIPPED, f"{file.reason}, {_ATTEMPTS} times in a row")
             return
         file.stamp = stamp
         self._plan(file)
@@ -289,6 +289,7 @@ class Work:
             return
         if failure.changed:
             self._void(live.file)
+            live.file.reason = failure.reason
             self._changed.append(live.file)
         else:
             self._end(live.file, Outcome.SKIPPED, failure.reason)

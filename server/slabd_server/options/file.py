@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.options import Option, Problem, Table
+from slabd_server.options.declare import Option, Problem, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, MAX_SOCKET_PATH_BYTES
-from slabd_server.options import Problem, Settings
+from slabd_server.options.declare import Problem, Settings
 from slabd_server.segments import HUGE_PAGE
 from slabd_server.units import exact_size
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
-from slabd_server.options import ConfigError, Problem, Setting
+from slabd_server.options.declare import ConfigError, Problem, Setting
 
 if TYPE_CHECKING:
     from slabd_server.config import Loaded

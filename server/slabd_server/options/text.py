@@ -11,13 +11,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from slabd_server.config import ALL_OPTIONS, HEAP_OPTIONS, Loaded
-from slabd_server.options_file import HEAPS
-from slabd_server.options_kinds import FilePath, Switch
+from slabd_server.options.file import HEAPS
+from slabd_server.options.kinds import FilePath, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slabd_server.options import Option, Setting
+    from slabd_server.options.declare import Option, Setting
 
 _WIDTH: Final = 110
 _EXAMPLE_HEAP: Final = "frames"

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol
 
-from slabd_server.options_kinds import Kind, NotAllowed, Switch
+from slabd_server.options.kinds import Kind, NotAllowed, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,0 +1,172 @@
+"""How sessions begin and end, and what that does to what they hold. `sessions` has the table of their states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from slabd_server.core.books import count_up
+from slabd_server.core.deadlines import Deadlines
+from slabd_server.core.errors import InvalidArgument
+from slabd_server.core.ledger import Flag, Kind, Record
+from slabd_server.core.records import (
+    Access,
+    Effects,
+    EndCause,
+    Ended,
+    Notice,
+    SessionEndedEvent,
+    SessionId,
+    SessionKey,
+    SessionState,
+    merged,
+)
+from slabd_server.core.sessions import SECRET_BYTES, Session, Sessions
+
+if TYPE_CHECKING:
+    from slabd_server.core.leasing import Leasing
+    from slabd_server.core.records import Peer
+    from slabd_server.core.served import ServedHeap
+
+NAME_BYTES_MAX: Final = 128
+
+
+class Lifecycle:
+    """Opens and ends sessions on every heap."""
+
+    def __init__(self, heaps: dict[str, ServedHeap], sessions: Sessions, leasing: Leasing) -> None:
+        self._heaps = heaps
+        self._sessions = sessions
+        self._leasing = leasing
+        self.deadlines: Deadlines[SessionId] = Deadlines(self._is_kept_alive)
+
+    def open(
+        self,
+        served: ServedHeap,
+        *,
+        name: str,
+        access: Access,
+        peer: Peer,
+        attached: bool,
+        secret: bytes,
+        now: float,
+    ) -> Session:
+        """Open a session.
+
+        Raises:
+            AccessDenied, TooManySessions, LedgerFull, InvalidArgument.
+        """
+        if len(name.encode()) > NAME_BYTES_MAX:
+            raise InvalidArgument(f"a session's name has at most {NAME_BYTES_MAX} bytes, not {len(name.encode())}")
+        if len(secret) != SECRET_BYTES:
+            raise InvalidArgument(f"a session's secret has {SECRET_BYTES} bytes, not {len(secret)}")
+        served.spec.policy.admit(served.books.name, peer, access)
+        key = self._sessions.next_key(secret)
+        served.books.ledger.reserve(1)
+        slot = served.books.ledger.add(_record(key, access, peer, now, attached=attached))
+        expires_at = None if attached else now + served.spec.session_ttl
+        session = Session(
+            key,
+            served.books,
+            name=name,
+            peer=peer,
+            access=access,
+            attached=attached,
+            now=now,
+            expires_at=expires_at,
+            ledger_slot=slot,
+        )
+        self._sessions.add(session)
+        served.session_counts[session.state] += 1
+        served.books.tallies.sessions_started += 1
+        if expires_at is not None:
+            self.deadlines.set(expires_at, session.id)
+        return session
+
+    def keep_alive(self, session: Session, *, now: float) -> float | None:
+        """Extend a session's life; return for how long, None when it needs no keep-alive."""
+        if session.expires_at is None:
+            return None
+        ttl = self._heap_of(session).spec.session_ttl
+        session.expires_at = now + ttl
+        return ttl
+
+    def hang_up(self, session: Session, *, now: float) -> Effects:
+        """Note that a session's connection is gone."""
+        session.hung_up = True
+        if session.process_gone or not session.attached:
+            return self.end(session, session.cause or EndCause.CLIENT_DIED, now=now)
+        return self._quarantine(session, "its connection has hung up", now=now)
+
+    def process_gone(self, session: Session, *, now: float) -> Effects:
+        """Note that a session's process has exited."""
+        session.process_gone = True
+        if session.hung_up:
+            return self.end(session, session.cause or EndCause.CLIENT_DIED, now=now)
+        return Effects()
+
+    def evict(self, session: Session, *, now: float) -> tuple[int, int, Effects]:
+        """End a session by force; return the bytes that became free, and those kept in quarantine."""
+        if not session.attached:
+            effects = self.end(session, EndCause.EVICTED, now=now)
+            return effects.ended[0].reclaimed_bytes, 0, effects
+        session.cause = EndCause.EVICTED
+        notice = Notice(session.books.name, session.id, SessionEndedEvent(EndCause.EVICTED))
+        effects = self._quarantine(session, "an operator has ended it", now=now)
+        return 0, session.owned_bytes, merged(effects, Effects(notices=(notice,)))
+
+    def end(self, session: Session, cause: EndCause, *, now: float) -> Effects:
+        """End a session: its leases and opens are over, and what that frees goes to those who wait."""
+        served, books = self._heap_of(session), session.books
+        refused = self._leasing.refuse(served, session, "the session has ended")
+        leases, reclaimed = len(session.owned), 0
+        for slot in session.owned:
+            reclaimed += books.disown(session, slot, sequence=0, cause=cause.value)
+        for slot in tuple(session.held):
+            reclaimed += books.unhold(session, slot, sequence=0, opens=None)
+        books.forget(session)
+        books.ledger.drop(session.ledger_slot, session=session.id, sequence=0)
+        self._sessions.remove(session)
+        served.session_counts[session.state] -= 1
+        count_up(books.tallies.sessions_ended, cause.value)
+        count_up(books.tallies.reclaimed_bytes, cause.value, reclaimed)
+        ended = Ended(session.id, session.name, books.name, session.peer.pid, cause, leases, reclaimed)
+        notice = Notice(books.name, session.id, SessionEndedEvent(cause))
+        over = Effects(notices=(notice,), ended=(ended,))
+        return merged(refused, over, self._leasing.serve(served, now=now))
+
+    def _quarantine(self, session: Session, why: str, *, now: float) -> Effects:
+        if session.quarantined:
+            return Effects()
+        served = self._heap_of(session)
+        refused = self._leasing.refuse(served, session, why)
+        served.session_counts[session.state] -= 1
+        session.state = SessionState.QUARANTINED
+        served.session_counts[session.state] += 1
+        session.books.quarantine(session)
+        return merged(refused, self._leasing.serve(served, now=now))
+
+    def expire(self, now: float) -> Effects:
+        """End the sessions whose keep-alive is overdue."""
+        effects = []
+        for session_id in self.deadlines.due(now):
+            session = self._sessions.find(session_id)
+            if session is None or session.expires_at is None:
+                continue
+            if session.expires_at > now:
+                self.deadlines.set(session.expires_at, session_id)
+            else:
+                effects.append(self.end(session, EndCause.EXPIRED, now=now))
+        return merged(*effects)
+
+    def _heap_of(self, session: Session) -> ServedHeap:
+        return self._heaps[session.books.name]
+
+    def _is_kept_alive(self, _when: float, session_id: SessionId) -> bool:
+        return self._sessions.find(session_id) is not None
+
+
+def _record(key: SessionKey, access: Access, peer: Peer, now: float, *, attached: bool) -> Record:
+    flags = (Flag.READ_ONLY if access is Access.READ_ONLY else 0) | (Flag.ATTACHED if attached else 0)
+    low, high = int.from_bytes(key.secret[:8], "little"), int.from_bytes(key.secret[8:], "little")
+    uid = 0 if peer.uid is None else peer.uid + 1
+    return Record(Kind.SESSION, flags, 0, 0, low, high, peer.pid or 0, key.id, 0, now, uid)
