@@ -1,8 +1,8 @@
 """Generate slabd_proto.v1 from slabd/v1/*.proto.
 
 The output is committed, so that installing slabd needs no compiler. It is made with the oldest toolchain that slabd
-supports, because protobuf's runtime accepts code from older compilers and refuses code from newer ones. The toolchain is
-installed into a virtual environment of its own: it pins versions that slabd itself does not.
+supports, because protobuf's runtime accepts code from older compilers and refuses code from newer ones. The toolchain
+is installed into a virtual environment of its own: it pins versions that slabd itself does not.
 
     python proto/generate.py            write the generated files
     python proto/generate.py --check    compare them with what is committed; exit status 1 when they differ

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.fixtures.daemons import DaemonProcess
 from tests.fixtures.puppets import Puppet
 

@@ -1,4 +1,4 @@
-"""The asyncio transport: grpc.aio channels and tasks, for one event loop."""
+"""The asyncio transport: the same channel as the blocking one, its calls as futures, for one event loop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import grpc.aio
-
-from slabd.channels import CHANNEL_OPTIONS, credentials
+from slabd.channels import Channel
 from slabd.errors import WrongEventLoop
 
 if TYPE_CHECKING:
@@ -24,35 +22,45 @@ class AioTransport:
     def __init__(self, target: str, tls: Tls | None = None) -> None:
         self.target = target
         self._loop = asyncio.get_running_loop()
-        secure = credentials(tls)
-        self._channel = (
-            grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
-            if secure is None
-            else grpc.aio.secure_channel(target, secure, CHANNEL_OPTIONS)
-        )
-        self._stubs: dict[str, Any] = {}
+        self._channel = Channel(target, tls)
         self._exclusive = asyncio.Lock()
         self._alarm = asyncio.Event()
         self._housekeeping: asyncio.Task[None] | None = None
 
     async def unary(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
-        """See Transport."""
-        response: Response = await self._stub(rpc, self._channel.unary_unary)(request, timeout=seconds)
-        return response
+        """See Transport. Cancelling the task cancels the call, and the daemon takes it out of its queue."""
+        self._check_loop()
+        done = asyncio.Event()
+        call = self._channel.future(rpc, request, seconds, lambda: self._soon(done.set))
+        try:
+            await done.wait()
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return call.result()
 
     async def waiting(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
-        """See Transport. Cancelling the task cancels the call, and the daemon takes it out of its queue."""
+        """See Transport."""
         return await self.unary(rpc, request, seconds)
 
     async def download(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> list[Response]:
         """See Transport."""
-        call = self._stub(rpc, self._channel.unary_stream)(request, timeout=seconds)
-        return [piece async for piece in call]
+        cancel: list[Callable[[], object]] = []
+        return await self._stream(lambda: self._channel.download(rpc, request, seconds, cancel), cancel)
 
     async def upload(self, rpc: Rpc[Request, Response], requests: Iterable[Request], seconds: float) -> Response:
         """See Transport."""
-        response: Response = await self._stub(rpc, self._channel.stream_unary)(requests, timeout=seconds)
-        return response
+        cancel: list[Callable[[], object]] = []
+        return await self._stream(lambda: self._channel.upload(rpc, requests, seconds, cancel), cancel)
+
+    async def _stream(self, job: Callable[[], T], cancel: list[Callable[[], object]]) -> T:
+        self._check_loop()
+        try:
+            return await asyncio.to_thread(job)
+        except asyncio.CancelledError:
+            for cancel_call in cancel:
+                cancel_call()
+            raise
 
     async def sleep(self, seconds: float) -> None:
         """See Transport."""
@@ -81,21 +89,16 @@ class AioTransport:
 
     def wake(self) -> None:
         """See Transport."""
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to wake
-            self._loop.call_soon_threadsafe(self._alarm.set)
+        self._soon(self._alarm.set)
 
     async def close(self) -> None:
         """See Transport."""
-        await self._channel.close()
+        self._channel.close()
 
-    def _stub(self, rpc: Rpc[Request, Response], kind: Callable[..., Any]) -> Any:
+    def _soon(self, callback: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+            self._loop.call_soon_threadsafe(callback)
+
+    def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise WrongEventLoop("an asyncio pool belongs to the event loop it was opened on: open one on each loop")
-        if (stub := self._stubs.get(rpc.name)) is None:
-            stub = kind(
-                rpc.path,
-                request_serializer=rpc.request.SerializeToString,
-                response_deserializer=rpc.response.FromString,
-            )
-            self._stubs[rpc.name] = stub
-        return stub

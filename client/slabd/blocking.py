@@ -1,8 +1,8 @@
-"""The blocking transport: gRPC channels and threads. It never suspends, so `slabd.transport.run` can drive it.
+"""The blocking transport: threads. It never suspends, so `slabd.transport.run` can drive it.
 
-Every gRPC call passes the fork gate (slabd.forking). Calls that may wait in the daemon's queue are made as futures,
-because only those can be cut short from another thread; the others block in place, which is faster. The main thread,
-which signal handlers may interrupt anywhere, has both made by a helper thread (slabd.helpers).
+Calls that may wait in the daemon's queue are futures, because only those can be cut short from another thread; the
+others block in place, which is faster. The main thread, which signal handlers may interrupt anywhere, has both made by
+a helper thread (slabd.helpers).
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from slabd.channels import CHANNEL_OPTIONS, credentials
-from slabd.forking import check_child_can_call, gate
+from slabd.channels import Channel
 from slabd.helpers import call_safely, submit
-from slabd.transport import Interrupted, run
+from slabd.transport import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
-    from google.protobuf.message import Message
-
-    from slabd.channels import Tls
+    from slabd.channels import FutureCall, Tls
     from slabd.transport import Request, Response, Rpc, T
 
 
@@ -33,41 +28,46 @@ class BlockingTransport:
     """A `Transport` for threads."""
 
     def __init__(self, target: str, tls: Tls | None = None) -> None:
-        check_child_can_call()
         self.target = target
-        self._channel = self._call(lambda: _open_channel(target, tls))
-        self._stubs: dict[str, Any] = {}
+        self._channel = call_safely(lambda: Channel(target, tls))
         self._exclusive = threading.Lock()
         self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     async def unary(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
         """See Transport."""
-        stub = self._stub(rpc, self._channel.unary_unary)
-        response: Response = self._call(lambda: stub(request, timeout=seconds))
-        return response
+        return call_safely(lambda: self._channel.unary(rpc, request, seconds))
 
     async def waiting(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
         """See Transport."""
-        call = _WaitingCall(self._stub(rpc, self._channel.unary_unary), request, seconds)
+        done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        begun: list[FutureCall[Response]] = []
+        given_up = False
+
+        def begin() -> None:
+            begun.append(self._channel.future(rpc, request, seconds, lambda: done.put(None)))
+            if given_up:
+                cancel()
+
+        def cancel() -> None:
+            for call in begun:
+                call.cancel()
+
         try:
-            response: Response = call_safely(call.run)
-        except (grpc.RpcError, Interrupted):
+            call_safely(begin)
+            done.get()
+        except BaseException:  # a KeyboardInterrupt: the daemon shall not keep a place in its queue for nobody
+            given_up = True
+            submit(cancel)
             raise
-        except BaseException:
-            submit(call.cut)  # a KeyboardInterrupt: the daemon shall not keep a place in its queue for nobody
-            raise
-        return response
+        return call_safely(begun[0].result)
 
     async def download(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> list[Response]:
         """See Transport."""
-        stub = self._stub(rpc, self._channel.unary_stream)
-        return self._call(lambda: list(stub(request, timeout=seconds)))
+        return call_safely(lambda: self._channel.download(rpc, request, seconds, []))
 
     async def upload(self, rpc: Rpc[Request, Response], requests: Iterable[Request], seconds: float) -> Response:
         """See Transport."""
-        stub = self._stub(rpc, self._channel.stream_unary)
-        response: Response = self._call(lambda: stub(iter(requests), timeout=seconds))
-        return response
+        return call_safely(lambda: self._channel.upload(rpc, requests, seconds, []))
 
     async def sleep(self, seconds: float) -> None:
         """See Transport."""
@@ -102,52 +102,4 @@ class BlockingTransport:
 
     async def close(self) -> None:
         """See Transport."""
-        self._call(self._channel.close)
-
-    def _call(self, job: Callable[[], T]) -> T:
-        def inside() -> T:
-            with gate.inside():
-                return job()
-
-        return call_safely(inside)
-
-    def _stub(self, rpc: Rpc[Request, Response], kind: Callable[..., Any]) -> Any:
-        if (stub := self._stubs.get(rpc.name)) is None:
-            stub = kind(
-                rpc.path,
-                request_serializer=rpc.request.SerializeToString,
-                response_deserializer=rpc.response.FromString,
-            )
-            self._stubs[rpc.name] = stub
-        return stub
-
-
-class _WaitingCall:
-    """A call as a future, which another thread can cut short."""
-
-    def __init__(self, stub: Any, request: Message, seconds: float) -> None:
-        self._stub, self._request, self._seconds = stub, request, seconds
-        self._future: Any = None
-        self._cut = False
-
-    def run(self) -> Any:
-        with gate.inside(), gate.cuttable(self.cut):
-            self._future = self._stub.future(self._request, timeout=self._seconds)
-            if self._cut:  # before there was a future
-                self._future.cancel()
-            try:
-                return self._future.result()
-            except grpc.FutureCancelledError:
-                raise Interrupted from None
-
-    def cut(self) -> None:
-        self._cut = True
-        if self._future is not None:
-            self._future.cancel()
-
-
-def _open_channel(target: str, tls: Tls | None) -> grpc.Channel:
-    secure = credentials(tls)
-    if secure is None:
-        return grpc.insecure_channel(target, CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, secure, CHANNEL_OPTIONS)
+        call_safely(self._channel.close)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import grpc
-import grpc.aio
 
 from slabd.errors import PoolClosed, SlabdError
 from slabd.failures import error_of_rpc, is_transient
@@ -62,8 +61,12 @@ async def once(transport: Transport, attempt: Callable[[float], Awaitable[T]], s
     """Return what `attempt(seconds)` returns, its failures translated, without a second try."""
     try:
         return await attempt(seconds)
+    except SlabdError:
+        raise
     except grpc.RpcError as failure:
         raise error_of_rpc(failure, transport.target) from None
-    except (ValueError, grpc.aio.UsageError) as failure:
-        # What the two kinds of channel raise when another thread or task has closed them.
+    except grpc.FutureCancelledError as failure:
+        raise PoolClosed("the pool has been closed") from failure
+    except ValueError as failure:
+        # What a channel raises when another thread or task has closed it; a serializer's are RpcErrors.
         raise PoolClosed("the pool has been closed") from failure

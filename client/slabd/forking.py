@@ -1,16 +1,16 @@
 """Forking with gRPC in the house.
 
 Measured with grpcio 1.85: a forked child can use a new channel of its own if, at the moment of the fork, no thread was
-inside a gRPC call; if one was, the child hangs at its first call, for ever. So every blocking call goes through one
-process-wide gate, and a fork closes it:
+inside a gRPC call; if one was, the child hangs at its first call, for ever. So every call goes through one process-wide
+gate, and a fork closes it:
 
-    before     close the gate, cut short the calls that wait in the daemon's queue (their threads make them again
-               afterwards, with the same sequence number), and wait until no thread is inside
+    before     close the gate, cut short the calls that are futures (they are made again afterwards, with the same
+               sequence number), and wait until no call is under way
     in parent  open the gate
     in child   a new gate, and every session becomes an inherited one, which is never used again
 
-Calls on asyncio channels do not pass the gate: grpc.aio does not survive a fork, and its pools refuse to work in a
-child.
+grpc.aio is used nowhere: its poller thread is always inside gRPC, and a process that has used it once can have children
+that crash (found with grpcio 1.85.1; gRPC itself logs "skipping fork() handlers").
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _NO: Final = frozenset({"0", "false", "no", "off", "f", "n"})
 
 
 class Gate:
-    """Counts the threads that are inside gRPC calls, and lets a fork wait for them."""
+    """Counts the calls that are under way, and lets a fork wait for them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._inside: dict[int, int] = {}
-        self._forking: int | None = None
+        self._calls = 0
+        self._forking = False
         self._cuts: set[Callable[[], object]] = set()
         self.used = False
 
@@ -48,59 +48,54 @@ class Gate:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Make a gRPC call in this block: it waits while another thread forks."""
-        me = threading.get_ident()
-        with self._changed:
-            while self._forking not in {None, me} and me not in self._inside:
-                self._changed.wait()
-            self._inside[me] = self._inside.get(me, 0) + 1
-            self.used = True
+        """Make a call in this block."""
+        self.enter()
         try:
             yield
         finally:
-            with self._changed:
-                self._inside[me] -= 1
-                if not self._inside[me]:
-                    del self._inside[me]
-                self._changed.notify_all()
+            self.leave()
 
-    @contextmanager
-    def cuttable(self, cut: Callable[[], object]) -> Iterator[None]:
-        """Within `inside`: have `cut` called when a thread wants to fork."""
+    def enter(self) -> None:
+        """Begin a call: this waits while another thread forks."""
+        with self._changed:
+            while self._forking:
+                self._changed.wait()
+            self._calls += 1
+            self.used = True
+
+    def leave(self, cut: Callable[[], object] | None = None) -> None:
+        """End a call, and forget how it could have been cut short."""
+        with self._changed:
+            self._calls -= 1
+            if cut is not None:
+                self._cuts.discard(cut)
+            self._changed.notify_all()
+
+    def allow_cut(self, cut: Callable[[], object]) -> None:
+        """After `enter`: have `cut` called, from another thread, when one wants to fork."""
         with self._changed:
             self._cuts.add(cut)
-            forking = self._forking is not None
-        try:
-            if forking:
-                cut()
-            yield
-        finally:
-            with self._changed:
-                self._cuts.discard(cut)
-
-    @property
-    def forking(self) -> bool:
-        """Whether a thread forks now."""
-        return self._forking is not None
+            forking = self._forking
+        if forking:
+            cut()
 
     def close(self) -> None:
-        """Wait until no other thread is inside, and let none in."""
-        me = threading.get_ident()
+        """Wait until no call is under way, and let none begin."""
         with self._changed:
-            while self._forking not in {None, me}:
+            while self._forking:
                 self._changed.wait()
-            self._forking = me
+            self._forking = True
             cuts = list(self._cuts)
         for cut in cuts:
             cut()
         with self._changed:
-            while self._inside.keys() - {me}:
+            while self._calls:
                 self._changed.wait()
 
     def open(self) -> None:
         """Let everybody in again."""
         with self._changed:
-            self._forking = None
+            self._forking = False
             self._changed.notify_all()
 
 

@@ -1,7 +1,8 @@
 """The frames of the attach socket: what a client and the daemon say before descriptors change hands.
 
 A frame is a sixteen-byte header and a payload: the magic b"SLABDATT", a little-endian uint32 version, a little-endian
-uint32 payload length. The payload is an `AttachHello` (client) or an `AttachReply` (daemon). proto/slabd/v1/attach.proto
+uint32 payload length. The payload is an `AttachHello` (client) or an `AttachReply` (daemon).
+proto/slabd/v1/attach.proto
 describes the exchange. Pure: bytes in, bytes out.
 """
 

@@ -5,9 +5,11 @@ Pure: the environment and the user are parameters, nothing is looked up or creat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 GRPC_SOCKET: Final = "slabd.sock"
 ATTACH_SOCKET: Final = "attach.sock"

@@ -44,18 +44,14 @@ class Whereabouts:
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """The operator's side of the contract."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], whereabouts: Whereabouts
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], whereabouts: Whereabouts) -> None:
         self._dispatcher = dispatcher
         self._engine = dispatcher.engine
         self._segments = segments
         self._whereabouts = whereabouts
         self._started = dispatcher.now()
 
-    async def GetStatus(
-        self, request: admin_pb2.GetStatusRequest, context: Context
-    ) -> admin_pb2.GetStatusResponse:
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         """Describe the daemon."""
         now = self._dispatcher.now()
         return admin_pb2.GetStatusResponse(
@@ -76,34 +72,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         found = inspection.sessions(self._engine, request.heap, self._dispatcher.now())
         return admin_pb2.ListSessionsResponse(sessions=[_session(info) for info in found])
 
-    async def ListLeases(
-        self, request: admin_pb2.ListLeasesRequest, context: Context
-    ) -> admin_pb2.ListLeasesResponse:
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Context) -> admin_pb2.ListLeasesResponse:
         """List granted blocks."""
         limit = request.limit or _LEASES_LISTED
-        found, total = inspection.leases(
-            self._engine, request.heap, request.session_id, limit, self._dispatcher.now()
-        )
+        found, total = inspection.leases(self._engine, request.heap, request.session_id, limit, self._dispatcher.now())
         return admin_pb2.ListLeasesResponse(leases=[_lease(info) for info in found], total=total)
 
-    async def ListHeaps(
-        self, request: admin_pb2.ListHeapsRequest, context: Context
-    ) -> admin_pb2.ListHeapsResponse:
+    async def ListHeaps(self, request: admin_pb2.ListHeapsRequest, context: Context) -> admin_pb2.ListHeapsResponse:
         """List heaps."""
         now = self._dispatcher.now()
         infos = [inspection.heap_info(served, now) for served in self._engine.heaps.values()]
         return admin_pb2.ListHeapsResponse(heaps=[_heap(info, self._segments[info.stats.name]) for info in infos])
 
-    async def Check(
-        self, request: admin_pb2.CheckRequest, context: Context
-    ) -> admin_pb2.CheckResponse:
+    async def Check(self, request: admin_pb2.CheckRequest, context: Context) -> admin_pb2.CheckResponse:
         """Check every structure."""
         found = inspection.check(self._engine)
         return admin_pb2.CheckResponse(ok=not found.problems, problems=found.problems, blocks=found.blocks)
 
-    async def Drain(
-        self, request: admin_pb2.DrainRequest, context: Context
-    ) -> admin_pb2.DrainResponse:
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         """Stop taking new work, and wait for the last block."""
         self._dispatcher.perform(self._engine.drain(resume=request.resume).effects)
         if not request.resume and request.HasField("timeout"):
@@ -114,9 +100,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             sessions=len(self._engine.sessions),
         )
 
-    async def EndSession(
-        self, request: admin_pb2.EndSessionRequest, context: Context
-    ) -> admin_pb2.EndSessionResponse:
+    async def EndSession(self, request: admin_pb2.EndSessionRequest, context: Context) -> admin_pb2.EndSessionResponse:
         """End a session by force."""
         reclaimed, quarantined, effects = self._engine.evict(request.session_id, now=self._dispatcher.now())
         self._dispatcher.perform(effects)

@@ -1,8 +1,9 @@
 """The attach server: it hands the heap's descriptor to local processes, and watches them until they are gone.
 
-For each client it keeps two descriptors: the connection, whose hang-up says that the client and every child that inherited
-it have let go, and a pidfd, which says that the process has exited. What follows from either is the engine's decision. The
-peer's credentials are those the kernel recorded when it connected, so a client cannot claim another's.
+For each client it keeps two descriptors: the connection, whose hang-up says that the client and every child that
+inherited it have let go, and a pidfd, which says that the process has exited. What follows from either is the
+engine's decision. The peer's credentials are those the kernel recorded when it connected, so a client cannot claim
+another's.
 
 It must not trust a byte it is sent: a handshake that is late, malformed, too long or of another version is refused with
 an answer that says so, and costs nobody else anything.
@@ -25,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 from slabd_proto.attach import (
     HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
     FrameError,
     FrameVersionError,
     pack_frame,
@@ -194,8 +196,10 @@ class AttachServer:
             raise
         self._connections[session.id] = _Connection(connection, pidfd)
         self._loop.add_reader(connection, self._heard, session.id, connection)
-        self._loop.add_reader(pidfd, self._exited, session.id, pidfd)
-        log.info("session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, hello.heap)
+        self._loop.add_reader(pidfd, self._exited, session.id)
+        log.info(
+            "session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, hello.heap
+        )
         self._welcome(connection, session)
         return True
 
@@ -208,7 +212,8 @@ class AttachServer:
         )
         heap_fd = segment.fd if session.access is Access.READ_WRITE else segment.read_only_fd()
         try:
-            # A frame fits any socket buffer, so this never blocks; a client that is gone already is heard by its hang-up.
+            # A frame fits any socket buffer, so this never blocks; a client that is gone already is heard by its
+            # hang-up.
             with contextlib.suppress(ConnectionError, BlockingIOError):
                 socket.send_fds(connection, [pack_frame(reply.SerializeToString())], [heap_fd])
         finally:
@@ -218,8 +223,8 @@ class AttachServer:
     def _say_no(self, connection: socket.socket, reply: attach_pb2.AttachReply) -> None:
         with contextlib.suppress(OSError):
             connection.send(pack_frame(reply.SerializeToString()))
-            # What the client still sends would turn our close into a reset, which could overtake the answer.
-            connection.shutdown(socket.SHUT_WR)
+            # Closed with bytes unread, the connection would end in a reset and not in an end of file.
+            connection.recv(MAX_PAYLOAD_BYTES)
 
     # -- watching
 
@@ -236,7 +241,7 @@ class AttachServer:
         self._drop_socket(session)
         self._dispatcher.perform(self._engine.hang_up(session, now=self._dispatcher.now()).effects)
 
-    def _exited(self, session: SessionId, pidfd: int) -> None:
+    def _exited(self, session: SessionId) -> None:
         self._drop_pidfd(session)
         self._dispatcher.perform(self._engine.process_gone(session, now=self._dispatcher.now()).effects)
 

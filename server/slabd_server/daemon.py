@@ -1,8 +1,8 @@
 """The daemon: everything put together, started, and stopped.
 
-Start-up order: directory and lock, memory, engine, servers, and only then READY=1, so that whoever sees the sockets can use
-them. Shutdown is the reverse: no new work, wait for the blocks to come back (for at most `drain_seconds`; a second signal
-cuts that short), then the servers, the sessions, the memory.
+Start-up order: directory and lock, memory, engine, servers, and only then READY=1, so that whoever sees the sockets
+can use them. Shutdown is the reverse: no new work, wait for the blocks to come back (for at most `drain_seconds`; a
+second signal cuts that short), then the servers, the sessions, the memory.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class Daemon:
         notify(READY="1", STATUS="serving")
 
     def _make_segment(self, heap: HeapConfig) -> HeapSegment:
-        segment = HeapSegment.create(
-            heap.name, heap.size_bytes, prefault=heap.prefault, huge_pages=heap.huge_pages
-        )
+        segment = HeapSegment.create(heap.name, heap.size_bytes, prefault=heap.prefault, huge_pages=heap.huge_pages)
         self._stack.callback(segment.close)
         return segment
 
@@ -228,7 +226,8 @@ class Daemon:
         lines.append(f"  attach  unix:{rundir.attach_socket}")
         lines.append(f"  metrics {f'http://{metrics_address}/metrics' if metrics_address else 'off'}")
         lines.append(f"  try     slabctl --address {rundir.path} status")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:

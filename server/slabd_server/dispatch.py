@@ -1,7 +1,7 @@
 """The dispatcher performs what the engine decides: it wakes waiting calls, feeds watches, logs, and keeps the timer.
 
-It owns the engine, the clock and the event loop's side of everything that waits. Every adapter goes through it, on the loop's
-thread: `dispatcher.perform(engine.method(..., now=dispatcher.now()).effects)`.
+It owns the engine, the clock and the event loop's side of everything that waits. Every adapter goes through it, on
+the loop's thread: `dispatcher.perform(engine.method(..., now=dispatcher.now()).effects)`.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Dispatcher:
     async def answer(self, key: SessionKey, heap: str, waiting: Waiting, *, sequence: int) -> tuple[Block, ...]:
         """Wait for a queued request's blocks.
 
-        When the waiting call is cancelled the request leaves the queue. If it had just been granted and its caller cannot
-        ask again (it gave no sequence number), the blocks are released; otherwise the repeated call gets them.
+        When the waiting call is cancelled the request leaves the queue. If it had just been granted and its caller
+        cannot ask again (it gave no sequence number), the blocks are released; otherwise the repeated call gets them.
 
         Raises:
             CoreError: whatever the engine refused the request for.

@@ -78,9 +78,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 return await inner(request, context)
 
         make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(unary, handler.request_deserializer, handler.response_serializer)
 
@@ -171,9 +169,7 @@ class Meter(Interceptor):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("grpc_type", "grpc_service", "grpc_method")
-        self._started = Counter(
-            "grpc_server_started", "RPCs started on the server.", labels, registry=registry
-        )
+        self._started = Counter("grpc_server_started", "RPCs started on the server.", labels, registry=registry)
         self._handled = Counter(
             "grpc_server_handled",
             "RPCs completed on the server, by status code.",

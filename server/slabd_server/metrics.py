@@ -1,7 +1,7 @@
 """Metrics for Prometheus: one atomic snapshot of the books, taken on the event loop and rendered in a thread.
 
-The core keeps plain integers; a custom collector reads them when Prometheus asks. No label has unbounded values: sessions,
-pids and leases are slabctl's business.
+The core keeps plain integers; a custom collector reads them when Prometheus asks. No label has unbounded values:
+sessions, pids and leases are slabctl's business.
 """
 
 from __future__ import annotations
@@ -45,12 +45,24 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[HeapStats], float]], ...]] = (
         "Bytes not in use: free, or idle in caches and recallable. used + available == size.",
         lambda s: s.available_bytes,
     ),
-    ("slabd_requested_bytes", "Bytes the granted blocks were asked for; the rest is rounding.", lambda s: s.requested_bytes),
-    ("slabd_largest_free_block_bytes", "The largest single block that could be leased.", lambda s: s.largest_free_block_bytes),
+    (
+        "slabd_requested_bytes",
+        "Bytes the granted blocks were asked for; the rest is rounding.",
+        lambda s: s.requested_bytes,
+    ),
+    (
+        "slabd_largest_free_block_bytes",
+        "The largest single block that could be leased.",
+        lambda s: s.largest_free_block_bytes,
+    ),
     ("slabd_used_peak_bytes", "The most bytes that have been in use at once.", lambda s: s.used_peak_bytes),
     ("slabd_leases", "Leases held.", lambda s: s.leases),
     ("slabd_waiters", "Requests that wait for memory.", lambda s: s.waiters),
-    ("slabd_oldest_waiter_age_seconds", "How long the first request in the queue has waited.", lambda s: s.oldest_waiter_age),
+    (
+        "slabd_oldest_waiter_age_seconds",
+        "How long the first request in the queue has waited.",
+        lambda s: s.oldest_waiter_age,
+    ),
 )
 _STATES: Final[tuple[tuple[str, Callable[[HeapStats], float]], ...]] = (
     ("leased", lambda s: s.leased_bytes),

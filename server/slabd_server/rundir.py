@@ -49,7 +49,7 @@ class RuntimeDir:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             os.close(lock)
             raise StartError(
-                f"another slabd (pid {holder or 'unknown'}) serves {self.path}; stop it, or choose another --runtime-dir"
+                f"another slabd (pid {holder or 'unknown'}) serves {self.path}; stop it, or take another --runtime-dir"
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -74,7 +74,7 @@ class RuntimeDir:
         self._swept = True
 
     def close(self) -> None:
-        """Remove our sockets and let go of the directory. The lock file stays: removing it would race with a successor."""
+        """Remove our sockets and let go of the directory. The lock file stays: a successor may have it open."""
         # What was in the directory before `sweep` had looked at it is not ours to remove.
         for path in (self.grpc_socket, self.attach_socket) if self._swept else ():
             with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
 """PoolService: what clients call over gRPC.
 
-A handler reads the request, calls the engine, performs the effects, and writes the answer. It holds no decision; errors of
-the core pass through it to `interceptors`, which put them on the wire.
+A handler reads the request, calls the engine, performs the effects, and writes the answer. It holds no decision;
+errors of the core pass through it to `interceptors`, which put them on the wire.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     # -- sessions
 
-    async def OpenSession(
-        self, request: pool_pb2.OpenSessionRequest, context: Context
-    ) -> pool_pb2.OpenSessionResponse:
+    async def OpenSession(self, request: pool_pb2.OpenSessionRequest, context: Context) -> pool_pb2.OpenSessionResponse:
         """Open a session that lives by keep-alive."""
         session = self._engine.open_session(
             request.heap,
@@ -74,9 +72,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     # -- leases
 
-    async def Lease(
-        self, request: pool_pb2.LeaseRequest, context: Context
-    ) -> pool_pb2.LeaseResponse:
+    async def Lease(self, request: pool_pb2.LeaseRequest, context: Context) -> pool_pb2.LeaseResponse:
         """Lease blocks, or wait for them."""
         key = wire.key(request.session)
         outcome = self._engine.lease(
@@ -94,9 +90,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             blocks = outcome.blocks
         return pool_pb2.LeaseResponse(blocks=[wire.block(block) for block in blocks])
 
-    async def Release(
-        self, request: pool_pb2.ReleaseRequest, context: Context
-    ) -> pool_pb2.ReleaseResponse:
+    async def Release(self, request: pool_pb2.ReleaseRequest, context: Context) -> pool_pb2.ReleaseResponse:
         """Release leases."""
         outcome = self._engine.release(
             wire.key(request.session),
@@ -109,9 +103,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     # -- hand-off
 
-    async def Share(
-        self, request: pool_pb2.ShareRequest, context: Context
-    ) -> pool_pb2.ShareResponse:
+    async def Share(self, request: pool_pb2.ShareRequest, context: Context) -> pool_pb2.ShareResponse:
         """Make handles."""
         outcome = self._engine.share(
             wire.key(request.session),
@@ -122,9 +114,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self._dispatcher.perform(outcome.effects)
         return pool_pb2.ShareResponse(results=[wire.share_result(result) for result in outcome.results])
 
-    async def Open(
-        self, request: pool_pb2.OpenRequest, context: Context
-    ) -> pool_pb2.OpenResponse:
+    async def Open(self, request: pool_pb2.OpenRequest, context: Context) -> pool_pb2.OpenResponse:
         """Open handles."""
         outcome = self._engine.open(
             wire.key(request.session),
@@ -135,9 +125,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self._dispatcher.perform(outcome.effects)
         return pool_pb2.OpenResponse(results=[wire.open_result(result) for result in outcome.results])
 
-    async def Close(
-        self, request: pool_pb2.CloseRequest, context: Context
-    ) -> pool_pb2.CloseResponse:
+    async def Close(self, request: pool_pb2.CloseRequest, context: Context) -> pool_pb2.CloseResponse:
         """Close what was opened."""
         outcome = self._engine.close(
             wire.key(request.session),
@@ -192,9 +180,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     # -- watching and asking
 
-    async def Watch(
-        self, request: pool_pb2.WatchRequest, context: Context
-    ) -> AsyncIterator[pool_pb2.WatchResponse]:
+    async def Watch(self, request: pool_pb2.WatchRequest, context: Context) -> AsyncIterator[pool_pb2.WatchResponse]:
         """Stream the session's events."""
         session = self._engine.sessions.authenticate(wire.key(request.session))
         with self._dispatcher.watch(session.id, session.books.name) as watch:
@@ -202,9 +188,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             async for event in watch.events():
                 yield wire.watch_response(event, self._grace)
 
-    async def GetStats(
-        self, request: pool_pb2.GetStatsRequest, context: Context
-    ) -> pool_pb2.GetStatsResponse:
+    async def GetStats(self, request: pool_pb2.GetStatsRequest, context: Context) -> pool_pb2.GetStatsResponse:
         """Read the books of every heap."""
         if request.HasField("session"):
             self._engine.sessions.authenticate(wire.key(request.session))
@@ -233,4 +217,3 @@ def _purpose(request: pool_pb2.LeaseRequest) -> Purpose:
 def _check_range(block: Block, start: int, end: int) -> None:
     if end > block.size:
         raise OutOfRange(f"bytes [{start}, {end}) reach past the block's {block.size}")
-

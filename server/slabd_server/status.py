@@ -1,7 +1,7 @@
 """The one table from the core's errors to errors on the wire.
 
-A refused call ends with a gRPC status whose details hold a `google.rpc.ErrorInfo`: domain "slabd", reason the name of an
-ErrorReason. An item refused in an itemised batch carries the same reason in its `ItemResult`.
+A refused call ends with a gRPC status whose details hold a `google.rpc.ErrorInfo`: domain "slabd", reason the name of
+an ErrorReason. An item refused in an itemised batch carries the same reason in its `ItemResult`.
 """
 
 from __future__ import annotations

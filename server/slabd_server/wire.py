@@ -96,9 +96,7 @@ def ref(value: BlockRef) -> pool_pb2.BlockRef:
 
 def block(value: Block) -> pool_pb2.Block:
     """Write a block."""
-    return pool_pb2.Block(
-        ref=ref(value.ref), offset=value.offset, requested_size=value.requested_size, size=value.size
-    )
+    return pool_pb2.Block(ref=ref(value.ref), offset=value.offset, requested_size=value.requested_size, size=value.size)
 
 
 def lease_item(message: pool_pb2.LeaseItem) -> LeaseItem:
@@ -114,9 +112,7 @@ def share_item(message: pool_pb2.ShareItem) -> ShareItem:
 
 def handle(message: pool_pb2.Handle) -> Handle:
     """Read a handle."""
-    return Handle(
-        message.heap_id, block_ref(message.block), message.offset, message.requested_size, message.transfer
-    )
+    return Handle(message.heap_id, block_ref(message.block), message.offset, message.requested_size, message.transfer)
 
 
 def share_result(outcome: Handle | CoreError) -> pool_pb2.ShareResult:

@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.fixtures.daemons import DaemonProcess, eventually
 from tests.fixtures.puppets import Puppet, PuppetError, kill_process
 
@@ -113,7 +112,7 @@ def test_quarantined(daemon: DaemonProcess, puppet: MakePuppet) -> None:
     victim.do("lease", 10 * SIZE)
     assert victim.do("hang_up") == 1
     eventually(lambda: daemon.stats().states.quarantined == 10 * SIZE)
-    with pytest.raises(PuppetError, match="OutOfMemory.*in quarantine"):
+    with pytest.raises(PuppetError, match=r"OutOfMemory.*in quarantine"):
         other.do("lease", 10 * SIZE)
     victim.kill()
     comes_back(daemon)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 PURE_FORBIDS = {"asyncio", "grpc", "os", "mmap", "threading", "time", "socket", "selectors", "prometheus_client"}
 
 
-@pytest.mark.skipif(shutil.which("lint-imports", path=str(Path(sys.executable).parent)) is None, reason="needs the dev extra")
+@pytest.mark.skipif(
+    shutil.which("lint-imports", path=str(Path(sys.executable).parent)) is None, reason="needs the dev extra"
+)
 def test_import_linter() -> None:
     """The contracts in pyproject.toml are kept."""
     command = Path(sys.executable).with_name("lint-imports")

@@ -21,7 +21,9 @@ def test_grpc_js(daemon: DaemonProcess, tmp_path: Path) -> None:
     """grpc-js leases, writes, reads, shares, opens and releases over the unix socket."""
     client = tmp_path / "client"
     shutil.copytree(HERE / "outside_client", client)
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=client, check=True, timeout=240)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=client, check=True, timeout=240
+    )
     done = subprocess.run(
         ["node", "client.mjs", str(PROTO), f"unix:{daemon.runtime_dir}/slabd.sock"],
         cwd=client,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-
 from tests.fixtures.faces import Face
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
+from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually
 
 from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
-from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,7 +225,9 @@ def test_every_scrape_balances(daemon: DaemonProcess, puppet: Callable[..., Pupp
     assert samples["process_open_fds", frozenset()] > 0
 
 
-def certificate(directory: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def certificate(
+    directory: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """Make a certificate, its own authority unless `issuer` is given, and write it as NAME.crt and NAME.key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -244,9 +246,7 @@ def certificate(directory: Path, name: str, issuer: tuple[x509.Certificate, ec.E
     made = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
     (directory / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     (directory / f"{name}.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return made, key
 
@@ -303,11 +303,23 @@ def test_no_two_daemons_share_a_tcp_port() -> None:
 def test_a_daemon_ends_with_its_parent(tmp_path: Path) -> None:
     """With --stop-on-eof the daemon ends when the process that holds its stdin is gone."""
     with subprocess.Popen(
-        [sys.executable, "-m", "slabd_server", "serve", "--runtime-dir", str(tmp_path), "--metrics-listen", "off", "--heap-size", "1MiB", "--stop-on-eof"],
+        [
+            sys.executable,
+            "-m",
+            "slabd_server",
+            "serve",
+            "--runtime-dir",
+            str(tmp_path),
+            "--metrics-listen",
+            "off",
+            "--heap-size",
+            "1MiB",
+            "--stop-on-eof",
+        ],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
-        eventually(lambda: (tmp_path / "attach.sock").exists())
+        eventually((tmp_path / "attach.sock").exists)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(PATIENCE_SECONDS) == 0

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.fixtures.daemons import eventually
 
 import slabd
-from tests.fixtures.daemons import eventually
 
 if TYPE_CHECKING:
     from tests.fixtures.daemons import DaemonProcess
@@ -118,8 +118,7 @@ async def test_views_keep_what_is_dropped(daemon: DaemonProcess, face: Face, poo
     del array
     gc.collect()
     await asyncio.sleep(0)
-    while daemon.used:
-        await asyncio.sleep(0.01)
+    await face.until(lambda: daemon.used == 0)
 
 
 async def test_arrays_own_their_memory(daemon: DaemonProcess, face: Face, pool: Any) -> None:
@@ -133,8 +132,7 @@ async def test_arrays_own_their_memory(daemon: DaemonProcess, face: Face, pool: 
     assert part.sum() == 90 * 50 * 1.5
     del part
     gc.collect()
-    while daemon.used:
-        await asyncio.sleep(0.01)
+    await face.until(lambda: daemon.used == 0)
 
 
 async def test_a_full_heap_raises_and_says_who(face: Face, pool: Any) -> None:
@@ -164,8 +162,7 @@ async def test_waiting_is_first_come_first_served(daemon: DaemonProcess, face: F
     tasks = []
     for number, size in enumerate((16 * MIB, 64, 64)):
         tasks.append(asyncio.create_task(wait(number, size)))
-        while (await asyncio.to_thread(daemon.stats)).waiters != number + 1:
-            await asyncio.sleep(0.01)
+        await face.until(lambda expected=number + 1: daemon.stats().waiters == expected)
     await face.call(holder.release)
     first = await tasks[0]
     assert order == [0]
@@ -329,13 +326,11 @@ async def test_cancelled_waiting_leaves_the_queue(daemon: DaemonProcess) -> None
     async with slabd.aio.connect(daemon.address) as pool:
         holder = await pool.lease(16 * MIB)
         waiting = asyncio.create_task(_take(pool))
-        while (await asyncio.to_thread(daemon.stats)).waiters != 1:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: daemon.stats().waiters == 1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        while (await asyncio.to_thread(daemon.stats)).waiters:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: daemon.stats().waiters == 0)
         await holder.release()
         for delay in range(60):
             racing = asyncio.create_task(_take(pool))
@@ -346,8 +341,7 @@ async def test_cancelled_waiting_leaves_the_queue(daemon: DaemonProcess) -> None
             except asyncio.CancelledError:
                 continue
             await lease.release()
-        while (await asyncio.to_thread(daemon.stats)).used_bytes:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: daemon.used == 0)
 
 
 async def _take(pool: slabd.aio.AsyncPool) -> slabd.aio.AsyncLease:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from slabd_server.core.errors import Fragmented, InvariantBroken, NoMemory, OutOfMemory, TooLarge, UnknownBlock
 from slabd_server.core.heap import Extent, Heap
-from slabd_server.core.sizes import PAGE, SizeClasses
+from slabd_server.core.sizes import PAGE, SizeClasses, class_sizes
 
 KINDS: list[SizeClasses] = ["pow2", "fine"]
 SIZES = st.one_of(st.integers(0, 5000), st.integers(0, 20).map(lambda n: n * PAGE), st.sampled_from([64, 2048, 3072]))
@@ -83,7 +83,7 @@ class HeapMachine(RuleBasedStateMachine):
         never = Model(self.model.total, self.model.base).longest_run(alignment) < rounded
         kind = TooLarge if never else Fragmented if available >= rounded else OutOfMemory
         assert type(refusal) is kind
-        free = [stats.size for stats in self.heap.classes() if stats.free_blocks]
+        free = {stats.size for stats in self.heap.classes() if stats.free_blocks} & set(class_sizes(self.kind))
         assert rounded > PAGE or not any(size >= rounded and size % alignment == 0 for size in free)
 
     @rule(size=st.sampled_from([64, 80, 1024, 2048, 3072, 4096, 8192]))
@@ -142,6 +142,7 @@ class HeapMachine(RuleBasedStateMachine):
         for offset, size in blocks:
             heap.adopt(offset, size)
         self.heap = heap
+        self.kind = kind
 
     @rule(data=st.data())
     def adopt_what_overlaps(self, data: st.DataObject) -> None:

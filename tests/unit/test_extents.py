@@ -75,7 +75,7 @@ def test_pages_given_back_join_both_neighbours() -> None:
 
 
 def test_a_class_takes_what_there_is() -> None:
-    """`take_up_to` uses up short ranges first, then cuts a long one, then takes what is too short; never from nothing."""
+    """`take_up_to` uses up short ranges first, then cuts a long one, then takes what is too short."""
     extents = with_holes((0, 3), (10, 5), (20, 9), (40, 1))
     assert extents.take_up_to(6) == (10, 5)
     assert extents.take_up_to(2, 2) == (0, 2)

@@ -472,14 +472,18 @@ def test_what_no_heap_has_granted_is_not_adopted(offset: Any, size: Any, error: 
 
 
 def test_a_foreign_class_only_empties() -> None:
-    """Blocks of a class the configuration no longer has can be freed; their slots serve when all else fails."""
+    """Blocks of a class the configuration no longer has can be freed; their slots serve nobody, their pages all."""
     heap = Heap(32768)
     heap.adopt(0, 80)
     assert ClassStats(80, 1, 1, 50) in heap.classes()
     assert heap.grant(70).size == 128
     fill(heap, 4096)
     fill(heap, 128)
-    assert heap.grant(64).size == 80
+    assert heap.largest_free_block_bytes == 0
+    with pytest.raises(OutOfMemory):
+        heap.grant(64)
+    assert heap.free(0) == 80
+    assert heap.grant(4096).size == 4096
     heap.check()
 
 

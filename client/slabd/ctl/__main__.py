@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        print("slabctl: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader has seen enough (`slabctl leases | head`); the interpreter must not complain at its own flush.

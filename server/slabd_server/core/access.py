@@ -17,8 +17,8 @@ class Policy:
     """Who may do what with a heap.
 
     A local peer is admitted when its user is among `uids` or one of its groups among `gids`; with `read_only_uids` and
-    `read_only_gids` it may read only. A session over gRPC alone has no user the kernel vouches for: `remote` is the most
-    it may have, None for nothing.
+    `read_only_gids` it may read only. A session over gRPC alone has no user the kernel vouches for: `remote` is the
+    most it may have, None for nothing.
     """
 
     uids: frozenset[int]

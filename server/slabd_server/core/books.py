@@ -256,7 +256,7 @@ class Books:
             raise UnknownBlock(f"block {ref.slot}.{ref.generation} is not granted: released already, or never leased")
         if record.generation != ref.generation:
             raise UnknownBlock(
-                f"block {ref.slot}.{ref.generation} has been released; slot {ref.slot} is at generation {record.generation}"
+                f"block {ref.slot}.{ref.generation} has been released; its slot is at generation {record.generation}"
             )
         return record
 

@@ -1,10 +1,11 @@
 """Which blocks a session owns, in the order they were granted, at eight bytes a slot.
 
 A chain is a doubly linked list threaded through two arrays that are indexed by slot, one chain per session. Appending,
-removing and finding the oldest cost the same however long the chain is; a dict of slots would cost ten times the memory.
+removing and finding the oldest cost the same however long the chain is; a dict of slots would cost ten times the
+memory.
 
-Invariants: next[prev[s]] == s and prev[next[s]] == s inside a chain; a chain's length is what walking it counts; no slot is
-in two chains.
+Invariants: next[prev[s]] == s and prev[next[s]] == s inside a chain; a chain's length is what walking it counts; no
+slot is in two chains.
 """
 
 from __future__ import annotations

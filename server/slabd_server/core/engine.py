@@ -2,8 +2,8 @@
 
 Each method either raises an error of `errors` and has changed nothing, or has changed everything and returns a frozen
 record with its effects: whom to wake, whom to tell, what to log. The caller performs them afterwards. It runs on one
-thread, and no method waits, so each is atomic. Times are seconds of any clock that never goes back; `next_deadline` says
-when `tick` is due.
+thread, and no method waits, so each is atomic. Times are seconds of any clock that never goes back; `next_deadline`
+says when `tick` is due.
 
 Here calls are admitted: the session authenticated, the request checked, a repeated call recognised. `lifecycle`,
 `leasing` and `shares` do the work.
@@ -82,8 +82,8 @@ class Engine:
     ) -> Session:
         """Open a session to a heap; an empty name means the first one.
 
-        `secret` is SECRET_BYTES unguessable bytes. An attached session lives until `hang_up` and `process_gone`, another
-        one by `keep_alive`.
+        `secret` is SECRET_BYTES unguessable bytes. An attached session lives until `hang_up` and `process_gone`,
+        another one by `keep_alive`.
 
         Raises:
             UnknownHeap, AccessDenied, TooManySessions, Draining, LedgerFull, InvalidArgument.

@@ -15,6 +15,7 @@ Invariants:
     used_bytes + available_bytes = total_bytes
     used_bytes = sum of the sizes of the granted blocks = PAGE * _range_pages + sum of size * used over the classes
     available_bytes = free_bytes (page ranges) + slab_free_bytes (free slots, and tails too short for a slot)
+    _by_size = the classes of the configuration, _native, and those some adopted block had (foreign: they serve nothing)
     _owners[p] = slab           for every page p of every slab
     _owners[p] = n              for every granted range of the pages [p, p + n), at its first page only
     the pages of slabs, the granted ranges and the free extents tile [0, total_bytes / PAGE)
@@ -90,6 +91,7 @@ class Heap:
         "_by_size",
         "_extents",
         "_kind",
+        "_native",
         "_owners",
         "_range_pages",
         "_ranges",
@@ -106,9 +108,10 @@ class Heap:
         self._kind = size_classes
         self._extents = Extents(size >> PAGE_SHIFT, base >> PAGE_SHIFT)
         self._by_size = {c: SlabClass(c) for c in class_sizes(size_classes)}
-        classes = tuple(self._by_size.values())
+        self._native = tuple(self._by_size.values())
         self._routes = {
-            alignment: tuple(classes[index] for index in route) for alignment, route in routes(self._by_size).items()
+            alignment: tuple(self._native[index] for index in route)
+            for alignment, route in routes(self._by_size).items()
         }
         self._owners: dict[int, Slab | int] = {}
         self._ranges = 0
@@ -254,7 +257,7 @@ class Heap:
         pages = max(self._extents.longest, self._longest_with_idle())
         if pages:
             return pages << PAGE_SHIFT
-        return max((cls.size for cls in self._by_size.values() if cls.used < cls.slots), default=0)
+        return max((cls.size for cls in self._native if cls.used < cls.slots), default=0)
 
     def classes(self) -> tuple[ClassStats, ...]:
         """Return the books of each class, the smallest first, and of the page ranges, as size 0, before them."""
@@ -319,8 +322,8 @@ class Heap:
 
     def _larger(self, cls: SlabClass, alignment: int) -> SlabClass | None:
         """Return the smallest class above this one that has a free slot and the alignment."""
-        above = (c for c in self._by_size.values() if c.size > cls.size and c.used < c.slots and not c.size % alignment)
-        return min(above, key=lambda c: c.size, default=None)
+        above = (c for c in self._native if c.size > cls.size and c.used < c.slots and not c.size % alignment)
+        return next(above, None)
 
     def _grow(self, cls: SlabClass) -> bool:
         start, pages = self._extents.take_up_to(cls.preferred_pages(), cls.unit)

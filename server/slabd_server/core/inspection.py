@@ -1,4 +1,4 @@
-"""What operators ask the engine: who holds what, how full, and is everything consistent. Nothing here changes anything."""
+"""What operators ask the engine: who holds what, how full, is everything consistent. Nothing here changes anything."""
 
 from __future__ import annotations
 

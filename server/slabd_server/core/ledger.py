@@ -54,7 +54,7 @@ class Flag(enum.IntFlag):
 
 
 class Record(NamedTuple):
-    """A record. What the fields mean depends on `kind`:
+    """A record. What the fields mean depends on `kind`.
 
     ========  ==============  ===========  ==========  ==============  ==============  ================  ==========
     kind      pending         a            b           c               session         time              extra
@@ -133,7 +133,7 @@ class Ledger:
             self._store.grow(self._store.capacity + max(missing, self._store.capacity // 8, 1024))
 
     def add(self, record: Record) -> SlotId:
-        """Take a slot for `record`, whose generation is set to the slot's next one, and return it. Call `reserve` first."""
+        """Take a slot for `record`, whose generation becomes the slot's next, and return it. Call `reserve` first."""
         if self._free:
             slot = self._free.pop()
             generation = unpack_record(self._store.read(slot)).generation + 1

@@ -1,4 +1,4 @@
-"""The nouns of the core as small frozen values. Sizes and offsets are in bytes, times in seconds of the caller's clock."""
+"""The nouns of the core as small frozen values. Sizes and offsets are in bytes, times in seconds of any clock."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Sessions: a client process's relation to one heap, and what the core remembers of it.
 
 A session is ACTIVE until it is closed (then it is forgotten at once) or until it can no longer be talked to. It can no
-longer be talked to when its connection has hung up, when an operator has ended it, or, for sessions over gRPC alone, when
-its keep-alive is overdue. What happens then depends on whether a living process may still touch the heap:
+longer be talked to when its connection has hung up, when an operator has ended it, or, for sessions over gRPC alone,
+when its keep-alive is overdue. What happens then depends on whether a living process may still touch the heap:
 
 ===========  ==========  ============  =====================================================
 attached     hung up     process gone  afterwards

@@ -7,8 +7,8 @@
     expiry              pending = 0: opens that have not come by the deadline never succeed
 
 A handle names a block by slot and generation. It opens the block it was made for or nothing: a slot that was re-issued
-has another generation, and an open that nobody promised is refused. A transferred block has no other readers, so its new
-owner is the only one who may touch it.
+has another generation, and an open that nobody promised is refused. A transferred block has no other readers, so its
+new owner is the only one who may touch it.
 """
 
 from __future__ import annotations

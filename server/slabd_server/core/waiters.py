@@ -1,7 +1,8 @@
 """The queue in front of a full heap: first come, first served, and nobody overtakes.
 
-A request that finds others waiting queues up behind them even if it would fit, so a large request is not starved by small
-ones. Only the head is ever tried. The queue grants nothing itself; `engine` tries the head whenever memory came back.
+A request that finds others waiting queues up behind them even if it would fit, so a large request is not starved by
+small ones. Only the head is ever tried. The queue grants nothing itself; `engine` tries the head whenever memory came
+back.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slabd_server.core.errors import InvariantBroken, QueueFull
-from slabd_server.core.records import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slabd_server.core.leasing import LeaseRequest
+    from slabd_server.core.records import Ticket
 
 
 @dataclass(frozen=True, slots=True)
