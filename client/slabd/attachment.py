@@ -10,6 +10,7 @@ import array
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -117,7 +118,8 @@ def _exchange(
     """Send the hello, and return the reply; its descriptors are appended as they come, so that none can get lost."""
     path = address.attach_path
     try:
-        connection.sendall(attach.pack_frame(hello.SerializeToString()))
+        with suppress(BrokenPipeError):  # a daemon may refuse, and hang up, before it has read anything
+            connection.sendall(attach.pack_frame(hello.SerializeToString()))
         header = attach.unpack_header(_receive(connection, attach.HEADER_BYTES, deadline, descriptors))
         reply = attach_pb2.AttachReply.FromString(_receive(connection, header.payload_bytes, deadline, descriptors))
     except (attach.FrameError, DecodeError) as error:

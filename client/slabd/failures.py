@@ -91,9 +91,14 @@ def is_transient(failure: errors.SlabdError) -> bool:
     return isinstance(failure, errors.DaemonUnavailable) or failure.reason == "SEQUENCE_IN_FLIGHT"
 
 
+def is_silence(failure: errors.SlabdError) -> bool:
+    """Return whether the daemon has said nothing final: the same call is still to be made."""
+    return failure.reason in {None, "SEQUENCE_IN_FLIGHT"}
+
+
 def is_ambiguous(failure: errors.SlabdError) -> bool:
     """Return whether the daemon may have done what was asked although the call failed."""
-    return failure.reason is None or failure.reason in {"SEQUENCE_IN_FLIGHT", "INTERNAL"}
+    return is_silence(failure) or failure.reason == "INTERNAL"
 
 
 def _reason_of(call: grpc.Call) -> int | None:

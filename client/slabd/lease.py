@@ -7,7 +7,7 @@ anything else still uses the memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from slabd import operations
 from slabd.transport import run
@@ -75,6 +75,9 @@ class Block:
     def __len__(self) -> int:
         return self._holding.size
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} does not travel: send the handle that share() or transfer() returns")
+
     def __repr__(self) -> str:
         state = "released" if self.released else f"{self.size} bytes at {self.offset:#x}"
         label = f" {self._label!r}" if self._label else ""
@@ -89,8 +92,12 @@ class _BlockingBlock(Block):
     def release(self) -> None:
         """Give the block back; the view becomes invalid. Releasing twice is allowed and does nothing.
 
+        When the daemon is gone, and the session with it, there is nothing to give back any more, and nothing is raised.
+
         Raises:
             BufferError: slices, arrays or other users of the view exist; nothing has changed.
+            DaemonUnavailable, DeadlineExceeded: the daemon does not answer; the block is given back as soon as it does.
+            InheritedByFork: the lease belongs to the parent process.
         """
         if not self._holding.released:
             run(operations.release(self._session, [self._holding]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
-from typing import TYPE_CHECKING
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from slabd import arguments, arrays, operations
 from slabd.address import resolve
 from slabd.blocking import BlockingTransport
+from slabd.errors import SlabdError
 from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
 from slabd.lease import Lease, Ref
 from slabd.session import Session
@@ -16,7 +20,7 @@ from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
 from slabd.transport import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Any, Self
 
@@ -70,7 +74,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
         call_sites=call_sites,
         tls=tls,
     )
-    return Pool(settings, _open_session(settings))
+    return _reopen(settings)
 
 
 class Pool(PoolFace):
@@ -185,6 +189,10 @@ class Pool(PoolFace):
         """
         run(self._session.close())
 
+    def __reduce__(self) -> tuple[Callable[[Settings], Pool], tuple[Settings]]:
+        # A pool that travels to another process connects anew there: in data loader workers, for example.
+        return _reopen, (self._settings,)
+
     def __enter__(self) -> Self:
         self._check_open()
         return self
@@ -204,9 +212,27 @@ class Pool(PoolFace):
         return self._session
 
 
+def _reopen(settings: Settings) -> Pool:
+    return Pool(settings, _open_session(settings))
+
+
 def _open_session(settings: Settings) -> Session:
     transport = BlockingTransport(settings.address.target, settings.tls)
-    return run(Session.open(transport, settings))
+    session = run(Session.open(transport, settings))
+    if not session.mapped:
+        _remote_sessions.add(session)
+    return session
+
+
+# The kernel tells a local daemon when this process ends; one behind TCP would wait for a keep-alive that never comes.
+_remote_sessions: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
+
+
+@atexit.register
+def _say_goodbye() -> None:
+    for session in list(_remote_sessions):
+        with suppress(SlabdError):
+            run(session.close())
 
 
 # One for all pools: a fork happens in front of few of them, and a lock for each would have to be found in the child.

@@ -116,7 +116,7 @@ class PrivateDaemon:
         notify_path = self._directory / "notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.bind(str(notify_path))
-            process = _popen(command, self._log, {**os.environ, "NOTIFY_SOCKET": str(notify_path)})
+            process = _popen(command, self._log, _environment(notify_path))
             try:
                 self._await_ready(process, notify, seconds)
             except BaseException:
@@ -156,6 +156,12 @@ def _popen(command: list[str], log: int, environment: dict[str, str]) -> subproc
         # Ctrl-C is for its maker, who stops it when he has finished with it.
         start_new_session=True,
     )
+
+
+def _environment(notify_path: Path) -> dict[str, str]:
+    """Return ours, without options: $SLABD_LISTEN and the like are meant for another daemon."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLABD_")}
+    return kept | {"NOTIFY_SOCKET": str(notify_path)}
 
 
 def _arguments(heap_size: int | str, options: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ slabd.operations.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections import deque
@@ -27,6 +28,7 @@ from slabd import errors, forking
 from slabd.address import LocalAddress
 from slabd.attachment import attach_to
 from slabd.calls import Line, once
+from slabd.failures import is_silence
 from slabd.holding import BlockName, GrantedBlock, Holding, Holdings
 from slabd.transport import CLOSE, CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, RELEASE, Deadline
 from slabd_proto.v1 import attach_pb2, pool_pb2
@@ -222,8 +224,10 @@ class Session:
             except errors.SessionEnded:
                 self._lost = True
                 return
-            except errors.DaemonUnavailable:
+            except errors.SlabdError as error:
                 self._lost = self._hung_up()
+                if not is_silence(error):  # refused for good: to ask again would not help
+                    errands.popleft()
                 raise
             results += response.results
             self.blocks_returned += len(response.results)
@@ -238,10 +242,12 @@ class Session:
         """Give back what was collected, what is owed, and what unsettled calls had granted."""
         async with self._transport.exclusive():
             while self._unsettled and not self._lost:
-                # A refusal settles it too; only without an answer it stays, and is tried again later.
-                with suppress(errors.OutOfMemory, errors.StaleHandle, errors.Draining, errors.InternalError):
-                    granted = await self._unsettled[0].repeat()
-                    self._owed.extend(self._errands(granted))
+                try:
+                    self._owed.extend(self._errands(await self._unsettled[0].repeat()))
+                except errors.SlabdError as error:
+                    if is_silence(error):
+                        raise
+                # An answer of any kind settles it.
                 self._unsettled.popleft()
             await self._run(self._owed, [])
             while self.holdings.has_dead():
@@ -260,8 +266,11 @@ class Session:
         Raises:
             BufferError: views are exported; nothing has changed.
         """
+        if self.inherited:  # its parent's; and another thread of the parent may have held the lock
+            self._closing = True
+            return
         with self._state_lock:
-            if self.ended or self.inherited:
+            if self.ended:
                 return
             self.holdings.let_go_all()
             self._closing = True
@@ -310,7 +319,14 @@ class Session:
             pause = keep_alive.remaining
             if self.has_work():
                 pause = _RETRY_SECONDS if pause is None else min(pause, _RETRY_SECONDS)
-            await self._transport.wait(pause)
+            try:
+                await self._transport.wait(pause)
+            except asyncio.CancelledError:  # the event loop ends, and a pool may have been forgotten
+                with suppress(errors.SlabdError):
+                    await self.drain()
+                if self._is_left():
+                    await self._end()
+                raise
             # Whatever goes wrong here is met again by the next call that somebody does wait for.
             with suppress(errors.SlabdError):
                 await self.drain()

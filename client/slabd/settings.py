@@ -34,11 +34,11 @@ class Settings:
 
     @property
     def session_name(self) -> str:
-        """What operators see: the given name, else the script's."""
+        """What operators see: the given name, else the script's; empty, which leaves it to the daemon, without one."""
         if self.name is not None:
             return self.name
         script = os.path.basename(sys.argv[0]) if sys.argv else ""  # noqa: PTH119  # argv may be no path at all
-        return script.encode(errors="replace")[:_NAME_BYTES].decode(errors="ignore") or "python"
+        return "" if script == "-c" else script.encode(errors="replace")[:_NAME_BYTES].decode(errors="ignore")
 
     def __post_init__(self) -> None:
         if self.name is not None and len(self.name.encode()) > _NAME_BYTES:

@@ -30,7 +30,7 @@ from slabd_server.core.engine import Engine
 from slabd_server.core.served import ServedHeap
 from slabd_server.dispatch import Dispatcher
 from slabd_server.errors import StartError
-from slabd_server.interceptors import Guard, Meter, Narrator, Translator
+from slabd_server.interceptors import Guard, Layers, Meter, Narrator, Translator
 from slabd_server.metrics import MetricsServer, make_registry
 from slabd_server.notify import notify
 from slabd_server.rundir import RuntimeDir
@@ -132,7 +132,7 @@ class Daemon:
     async def _serve_grpc(self, rundir: RuntimeDir, registry: CollectorRegistry, metrics_address: str) -> list[str]:
         config = self._config
         self._server = grpc.aio.server(
-            interceptors=(Meter(registry), Narrator(), Translator(), Guard()), options=_SERVER_OPTIONS
+            interceptors=[Layers(Meter(registry), Narrator(), Translator(), Guard())], options=_SERVER_OPTIONS
         )
         addresses = [self._bind(f"unix:{rundir.grpc_socket}", None)]
         credentials = _credentials(config)

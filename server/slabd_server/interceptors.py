@@ -22,6 +22,7 @@ from slabd_server.status import to_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from prometheus_client import CollectorRegistry
 
@@ -35,69 +36,77 @@ log = logging.getLogger(__name__)
 Handler = Any  # grpc.RpcMethodHandler, whose fields grpc's stubs leave open
 
 
-class Around(Protocol):
-    """What an interceptor does around a call: enter, run, leave."""
+class Layer(Protocol):
+    """What is done around each call of a method."""
 
-    def __call__(self, method: str, kind: str, context: Context) -> Any:
-        """Return an asynchronous context manager for one call."""
+    def around(self, method: str, kind: str, context: Context) -> AbstractAsyncContextManager[None, None]:
+        """Return what to enter before one call and to leave after it."""
         ...
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps handlers of all four kinds in `around`, so that an interceptor is written once."""
+class Layers(grpc.aio.ServerInterceptor):
+    """Passes every call through the layers, the first one outermost.
+
+    A method's handler is wrapped once and kept: asking gRPC for it and wrapping it anew cost as much as a lease.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self._layers = layers
+        self._handlers: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Return the method's handler, wrapped."""
+        """Return the method's handler, wrapped; None for a method that there is not."""
+        method = str(handler_call_details.method)
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = str(handler_call_details.method)
-        kind = _kind(handler)
-        if handler.response_streaming:
-            inner_stream = handler.unary_stream or handler.stream_stream
+        for layer in reversed(self._layers):
+            handler = _wrap(handler, layer, method)
+        self._handlers[method] = handler
+        return handler
 
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self.around(method, kind, context):
-                    async for response in inner_stream(request, context):
-                        yield response
 
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(stream, handler.request_deserializer, handler.response_serializer)
-        inner = handler.unary_unary or handler.stream_unary
+def _wrap(handler: Handler, layer: Layer, method: str) -> Handler:
+    kind = _kind(handler)
+    if handler.response_streaming:
+        inner_stream = handler.unary_stream or handler.stream_stream
 
-        async def unary(request: Any, context: Context) -> Any:
-            async with self.around(method, kind, context):
-                return await inner(request, context)
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with layer.around(method, kind, context):
+                async for response in inner_stream(request, context):
+                    yield response
 
         make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(unary, handler.request_deserializer, handler.response_serializer)
+        return make(stream, handler.request_deserializer, handler.response_serializer)
+    inner = handler.unary_unary or handler.stream_unary
 
-    def around(self, method: str, kind: str, context: Context) -> Any:
-        """Return an asynchronous context manager for one call."""
-        raise NotImplementedError
+    async def unary(request: Any, context: Context) -> Any:
+        async with layer.around(method, kind, context):
+            return await inner(request, context)
+
+    make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+    return make(unary, handler.request_deserializer, handler.response_serializer)
 
 
 def _kind(handler: Handler) -> str:
-    request = "client_stream" if handler.request_streaming else "unary"
     if handler.response_streaming:
         return "bidi_stream" if handler.request_streaming else "server_stream"
-    return request
+    return "client_stream" if handler.request_streaming else "unary"
 
 
-class Translator(Interceptor):
+class Translator:
     """Puts errors on the wire."""
 
-    def around(self, method: str, kind: str, context: Context) -> Any:
+    def around(self, method: str, kind: str, context: Context) -> _Translation:
         """Translate what one call raises."""
         return _Translation(method, context)
 
@@ -119,10 +128,10 @@ class _Translation:
             await self._context.abort_with_status(to_status(defect))
 
 
-class Guard(Interceptor):
+class Guard:
     """Refuses AdminService to peers that nothing vouches for: over TCP only a client certificate does."""
 
-    def around(self, method: str, kind: str, context: Context) -> Any:
+    def around(self, method: str, kind: str, context: Context) -> _Guarding:
         """Look at the peer of one call."""
         return _Guarding(method, context)
 
@@ -143,10 +152,10 @@ class _Guarding:
         pass
 
 
-class Narrator(Interceptor):
+class Narrator:
     """Logs calls that failed: at INFO, since a refused request is the client's affair."""
 
-    def around(self, method: str, kind: str, context: Context) -> Any:
+    def around(self, method: str, kind: str, context: Context) -> _Narration:
         """Log how one call ended."""
         return _Narration(method, context)
 
@@ -164,11 +173,12 @@ class _Narration:
             log.info("%s from %s: %s", self._method, self._context.peer(), self._context.details())
 
 
-class Meter(Interceptor):
+class Meter:
     """Counts and times calls."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("grpc_type", "grpc_service", "grpc_method")
+        self._children: dict[tuple[Any, ...], Any] = {}
         self._started = Counter("grpc_server_started", "RPCs started on the server.", labels, registry=registry)
         self._handled = Counter(
             "grpc_server_handled",
@@ -184,18 +194,26 @@ class Meter(Interceptor):
             registry=registry,
         )
 
-    def around(self, method: str, kind: str, context: Context) -> Any:
+    def around(self, method: str, kind: str, context: Context) -> _Metering:
         """Count and time one call."""
         return _Metering(self, method, kind, context)
 
     def start(self, labels: tuple[str, str, str]) -> None:
         """Count a call's beginning."""
-        self._started.labels(*labels).inc()
+        self._child(self._started, *labels).inc()
 
     def end(self, labels: tuple[str, str, str], code: grpc.StatusCode, seconds: float) -> None:
         """Count a call's end."""
-        self._handled.labels(*labels, _code_name(code)).inc()
-        self._handling.labels(*labels).observe(seconds)
+        self._child(self._handled, *labels, _code_name(code)).inc()
+        self._child(self._handling, *labels).observe(seconds)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """Return a metric's child, kept: looking it up in the metric takes longer than counting."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
 
 class _Metering:

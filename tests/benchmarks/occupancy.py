@@ -1,14 +1,14 @@
 """How full a heap gets before the first failure, under the sizes real users have, beside three plain allocators.
 
-Owns the size mixes and the plain allocators. Promises the same requests, in the same order, to every allocator. Must not
-be read as a speed comparison: the plain allocators are written to be understood.
+Owns the size mixes and the plain allocators. Promises the same requests, in the same order, to every allocator. Must
+not be read as a speed comparison: the plain allocators are written to be understood.
 
     python tests/benchmarks/occupancy.py [--quick] [--seeds N] [-o json]
 
 A run fills the heap to half, then raises the level by half a per cent at a time, replacing a quarter of all blocks at
-random at each level, until a request fails. Occupancy is what was *asked for* over what there is, so that rounding counts
-against an allocator as much as fragmentation does. Beside it, for the heap at that moment: internal waste (granted but not
-asked for, of the granted), and external fragmentation (1 - largest free block / free bytes).
+random at each level, until a request fails. Occupancy is what was *asked for* over what there is, so that rounding
+counts against an allocator as much as fragmentation does. Beside it, for the heap at that moment: internal waste
+(granted but not asked for, of the granted), and external fragmentation (1 - largest free block / free bytes).
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GRAIN = 64
-GRANULE = 32768
 MIB = 1 << 20
 NOWHERE = -1
 
@@ -72,7 +71,7 @@ class Ours:
 
 
 class Buddy:
-    """A plain binary buddy: powers of two from 64 bytes, lowest address first; the heap is the powers of two it is made of."""
+    """A plain binary buddy: powers of two from 64 bytes, lowest address first."""
 
     def __init__(self, total: int) -> None:
         self.free_blocks: dict[int, list[int]] = {1 << order: [] for order in range(6, total.bit_length())}
@@ -274,14 +273,13 @@ class Run:
 def measure(seeds: int, churn: float) -> dict[str, dict[str, Result]]:
     """Return the means over the seeds: {mix: {allocator: result}}."""
     return {
-        name: {
-            who: Result(
-                *map(statistics.fmean, zip(*(_run(make, mix, seed, churn) for seed in range(seeds)), strict=True))
-            )
-            for who, make in ALLOCATORS.items()
-        }
+        name: {who: _mean([_run(make, mix, seed, churn) for seed in range(seeds)]) for who, make in ALLOCATORS.items()}
         for name, mix in MIXES.items()
     }
+
+
+def _mean(results: list[Result]) -> Result:
+    return Result(*map(statistics.fmean, zip(*results, strict=True)))
 
 
 def _run(make: Callable[[int], Allocator], mix: Mix, seed: int, churn: float) -> Result:
@@ -295,11 +293,12 @@ def _place(ranges: list[tuple[int, int]], offset: int) -> int:
 def _table(report: dict[str, dict[str, Result]]) -> str:
     lines = [f"{'occupancy (internal waste, external)':38}" + "".join(f"{who:>22}" for who in ALLOCATORS)]
     for mix, results in report.items():
-        cells = (
-            f"{r.occupancy:7.1%} ({r.internal_waste:5.1%}, {r.external_fragmentation:4.0%})" for r in results.values()
-        )
-        lines.append(f"{mix:38}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{mix:38}" + "".join(f"{_cell(result):>22}" for result in results.values()))
     return "\n".join(lines)
+
+
+def _cell(result: Result) -> str:
+    return f"{result.occupancy:.1%} ({result.internal_waste:.1%}, {result.external_fragmentation:.0%})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -235,10 +235,11 @@ def test_read_only_sessions_over_the_wire(daemon: DaemonProcess) -> None:
 
 def test_unparsable_grpc_payloads(daemon: DaemonProcess) -> None:
     """Bytes that are no message end their own call, and nothing else."""
-    call = daemon.channel.unary_unary("/slabd.v1.PoolService/Lease")
+    call: Any = daemon.channel.unary_unary("/slabd.v1.PoolService/Lease")
+    missing: Any = daemon.channel.unary_unary("/slabd.v1.PoolService/Nothing")
     with pytest.raises(grpc.RpcError):
         call(b"\xff" * 1000, timeout=60)
     with pytest.raises(grpc.RpcError) as caught:
-        daemon.channel.unary_unary("/slabd.v1.PoolService/Nothing")(b"", timeout=60)
+        missing(b"", timeout=60)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     session(daemon)

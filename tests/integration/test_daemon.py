@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -102,7 +102,7 @@ def test_sigterm_waits_for_what_is_held(daemon: DaemonProcess, puppet: Callable[
     """On SIGTERM the daemon refuses new work, waits for the last block, and ends with status 0."""
     client = puppet()
     number = client.do("lease", 64)
-    stub = health_pb2_grpc.HealthStub(daemon.channel)
+    stub: Any = health_pb2_grpc.HealthStub(daemon.channel)
     assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     daemon.process.terminate()
     eventually(lambda: daemon.status().draining)
@@ -189,7 +189,7 @@ def test_watching(daemon: DaemonProcess, puppet: Callable[..., Puppet]) -> None:
 
 def test_reflection(daemon: DaemonProcess) -> None:
     """An outside client learns the services from the daemon itself."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(daemon.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(daemon.channel)
     (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = {service.name for service in answer.list_services_response.service}
     assert {"slabd.v1.PoolService", "slabd.v1.AdminService", "grpc.health.v1.Health"} <= names

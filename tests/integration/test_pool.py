@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,7 +163,7 @@ async def test_waiting_is_first_come_first_served(daemon: DaemonProcess, face: F
     tasks = []
     for number, size in enumerate((16 * MIB, 64, 64)):
         tasks.append(asyncio.create_task(wait(number, size)))
-        await face.until(lambda expected=number + 1: daemon.stats().waiters == expected)
+        await face.until(partial(_waiters_are, daemon, number + 1))
     await face.call(holder.release)
     first = await tasks[0]
     assert order == [0]
@@ -342,6 +343,10 @@ async def test_cancelled_waiting_leaves_the_queue(daemon: DaemonProcess) -> None
                 continue
             await lease.release()
         await asyncio.to_thread(eventually, lambda: daemon.used == 0)
+
+
+def _waiters_are(daemon: DaemonProcess, number: int) -> bool:
+    return daemon.stats().waiters == number
 
 
 async def _take(pool: slabd.aio.AsyncPool) -> slabd.aio.AsyncLease:

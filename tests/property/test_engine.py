@@ -18,7 +18,18 @@ from tests.fixtures.engines import KIB, World
 from slabd_server.core import inspection
 from slabd_server.core.books import NO_PURPOSE
 from slabd_server.core.errors import CoreError, OutOfMemory, TooLarge
-from slabd_server.core.records import Block, Effects, Handle, Leased, LeaseItem, SessionId, SessionKey, Waiting, Woken
+from slabd_server.core.records import (
+    Block,
+    Effects,
+    Handle,
+    Leased,
+    LeaseItem,
+    SessionId,
+    SessionKey,
+    Waiting,
+    Woken,
+    merged,
+)
 
 SIZES = st.sampled_from([1, 64, 65, 500, 4096, 4097, 30 * KIB, 200 * KIB, 700 * KIB])
 
@@ -183,19 +194,15 @@ class EngineMachine(RuleBasedStateMachine):
             return
         self.alive.discard(key.id)
         engine, now = self.world.engine, self.world.now
-        before = []
+        early = Effects()
         if how == "close":
             _, effects = engine.close_session(key, now=now)
         else:
             if how == "evict and die":
                 *_, early = engine.evict(key.id, now=now)
-                before.append(early)
             elif how == "hang up and die":
-                before.append(self.world.hang_up(key))
-            for early in before:
-                for woken in early.woken:
-                    self.learn(woken, self.waiting.pop(woken.ticket))
-            effects = self.world.die(key)
+                early = self.world.hang_up(key)
+            effects = merged(early, self.world.die(key))
         for kept in self.model.values():
             kept.owner = None if kept.owner == key.id else kept.owner
             kept.holds.pop(key.id, None)
@@ -214,8 +221,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.alive -= gone
         for kept in self.model.values():
             kept.owner = None if kept.owner in gone else kept.owner
-            for session in gone:
-                kept.holds.pop(session, None)
+            for each in gone:
+                kept.holds.pop(each, None)
             if kept.pending and kept.deadline <= self.world.now:
                 kept.pending, kept.transfer, kept.deadline = 0, False, 0.0
         self.absorb(effects)

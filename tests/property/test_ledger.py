@@ -62,10 +62,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.reserve(number)
         capacity = self.store.capacity
         for _ in range(number):
-            slot = self.ledger.add(record)
+            slot, written = self.ledger.add(record)
             assert slot not in self.model
             generation = self.generations.get(slot, 0) + 1
             self.model[slot] = record._replace(generation=generation)
+            assert written == self.model[slot]
             self.generations[slot] = generation
         assert self.store.capacity == capacity
 
@@ -83,7 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Free a slot; its tombstone remembers who did it."""
         if self.model:
             slot = data.draw(st.sampled_from(sorted(self.model)))
-            self.ledger.drop(slot, session=SessionId(session), sequence=sequence)
+            self.ledger.drop(slot, self.generations[slot], session=SessionId(session), sequence=sequence)
             tombstone = self.ledger.get(slot)
             assert (tombstone.kind, tombstone.session, tombstone.sequence) == (Kind.FREE, session, sequence)
             assert tombstone.generation == self.model.pop(slot).generation
@@ -125,8 +126,8 @@ def test_an_exhausted_slot_is_retired() -> None:
     store = MemoryStore(4)
     ledger = Ledger(store)
     record = Record(Kind.BLOCK, 0, 0, 0, 0, 64, 64, SessionId(1), 0, 0.0)
-    slot = ledger.add(record)
+    slot, _ = ledger.add(record)
     store.write(slot, pack_record(record._replace(generation=2**32 - 1)))
-    ledger.drop(slot, session=NO_SESSION, sequence=0)
-    assert ledger.add(record) != slot
+    ledger.drop(slot, 2**32 - 1, session=NO_SESSION, sequence=0)
+    assert ledger.add(record)[0] != slot
     ledger.check()

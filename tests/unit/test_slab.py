@@ -264,6 +264,15 @@ def test_check_sees_each_broken_invariant(damage: Callable[[SlabClass, Slab], No
         cls.check([slab])
 
 
+def test_check_sees_a_bitmap_that_is_too_long() -> None:
+    """Bits behind the last slot are reported as such."""
+    cls = SlabClass(1024)
+    slab = cls.add(4, 1)
+    slab.free |= 1 << slab.slots
+    with pytest.raises(InvariantBroken, match="0x1f has bits past slot 4"):
+        slab.check()
+
+
 def test_check_sees_a_class_that_hoards() -> None:
     """More idle pages than the limit are a broken promise, even if they are counted right."""
     cls = SlabClass(64)

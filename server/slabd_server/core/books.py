@@ -148,15 +148,14 @@ class Books:
         blocks = []
         for item, (offset, size) in zip(items, extents, strict=True):
             record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, session.id, sequence, now)
-            slot = self.ledger.add(record)
+            slot, record = self.ledger.add(record)
             self._adopt(session, slot, size)
             if purpose is not NO_PURPOSE:
                 self._purposes[slot] = purpose
             self.blocks += 1
             self.requested_bytes += item.size
-            self._restate(slot, size)
-            ref = BlockRef(slot, self.ledger.get(slot).generation)
-            blocks.append(Block(ref, offset, size, item.size))
+            self._restate(slot, record)
+            blocks.append(Block(BlockRef(slot, record.generation), offset, size, item.size))
         self.tallies.leases_granted += len(blocks)
         self.used_peak_bytes = max(self.used_peak_bytes, self.used_bytes)
         return tuple(blocks)
@@ -169,8 +168,8 @@ class Books:
         self.orphans.append(slot)
         self.leases -= 1
         count_up(self.tallies.leases_ended, cause)
-        self.ledger.update(slot, record._replace(session=NO_SESSION, sequence=sequence))
-        return self.settle(slot, actor=session.id, sequence=sequence)
+        record = self.ledger.update(slot, record._replace(session=NO_SESSION, sequence=sequence))
+        return self._settle(slot, record, actor=session.id, sequence=sequence)
 
     def take_over(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
         """Make a session the owner of a block that has none, using up the pending open that promised it.
@@ -181,10 +180,8 @@ class Books:
         self.orphans.remove(slot)
         self._adopt(session, slot, record.b)
         flags = record.flags & ~Flag.TRANSFER
-        self.ledger.update(
-            slot, record._replace(session=session.id, flags=flags, pending=0, sequence=sequence, time=now)
-        )
-        self._restate(slot, record.b)
+        changed = record._replace(session=session.id, flags=flags, pending=0, sequence=sequence, time=now)
+        self._restate(slot, self.ledger.update(slot, changed))
 
     def _adopt(self, session: Session, slot: SlotId, size: int) -> None:
         session.owned.append(slot)
@@ -196,21 +193,21 @@ class Books:
     def set_pending(self, slot: SlotId, opens: int, *, flags: int, sequence: int) -> None:
         """Set how many opens a block's handles still promise. Call `settle` when that may have been the last keeper."""
         record = self.ledger.get(slot)
-        self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
-        self._restate(slot, record.b)
+        record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
+        self._restate(slot, record)
 
     def hold(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
         """Record one more open of a block by a session. Call `ledger.reserve(1)` before anything is changed."""
         holders = self.holds.setdefault(slot, {})
         if (hold := holders.get(session.id)) is None:
             record = Record(Kind.HOLD, Flag.NONE, 0, 0, slot, 1, 0, session.id, sequence, now)
-            holders[session.id] = Hold(1, self.ledger.add(record))
+            holders[session.id] = Hold(1, self.ledger.add(record)[0])
             session.held[slot] = None
         else:
             hold.opens += 1
             record = self.ledger.get(hold.ledger_slot)
             self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
-        self._restate(slot, self.ledger.get(slot).b)
+        self._restate(slot, self.ledger.get(slot))
 
     def unhold(self, session: Session, slot: SlotId, *, sequence: int, opens: int | None = 1) -> int:
         """Take back one open, or all (None), of a block by a session; return how many bytes became free by it."""
@@ -220,7 +217,8 @@ class Books:
             record = self.ledger.get(hold.ledger_slot)
             self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
             return 0
-        self.ledger.drop(hold.ledger_slot, session=session.id, sequence=sequence)
+        generation = self.ledger.get(hold.ledger_slot).generation
+        self.ledger.drop(hold.ledger_slot, generation, session=session.id, sequence=sequence)
         del self.holds[slot][session.id]
         if not self.holds[slot]:
             del self.holds[slot]
@@ -229,9 +227,11 @@ class Books:
 
     def settle(self, slot: SlotId, *, actor: SessionId, sequence: int) -> int:
         """Free a block that has lost its last keeper, else bring its state up to date; return the bytes freed."""
-        record = self.ledger.get(slot)
+        return self._settle(slot, self.ledger.get(slot), actor=actor, sequence=sequence)
+
+    def _settle(self, slot: SlotId, record: Record, *, actor: SessionId, sequence: int) -> int:
         if record.session or record.pending or slot in self.holds:
-            self._restate(slot, record.b)
+            self._restate(slot, record)
             return 0
         self.orphans.remove(slot)
         self._purposes.pop(slot, None)
@@ -239,7 +239,7 @@ class Books:
         self.requested_bytes -= record.c
         self.state_bytes[self._states[slot]] -= record.b
         self._states[slot] = _UNGRANTED
-        self.ledger.drop(slot, session=actor, sequence=sequence)
+        self.ledger.drop(slot, record.generation, session=actor, sequence=sequence)
         self.allocator.free(record.a)
         return record.b
 
@@ -286,15 +286,14 @@ class Books:
         self._quarantined.add(session.id)
         before = self.state_bytes[BlockState.QUARANTINED]
         for slot in (*session.owned, *session.held):
-            self._restate(slot, self.ledger.get(slot).b)
+            self._restate(slot, self.ledger.get(slot))
         return self.state_bytes[BlockState.QUARANTINED] - before
 
     def forget(self, session: Session) -> None:
         """Forget a session that has nothing any more."""
         self._quarantined.discard(session.id)
 
-    def _derive(self, slot: SlotId) -> BlockState:
-        record = self.ledger.get(slot)
+    def _derive(self, slot: SlotId, record: Record) -> BlockState:
         holders = self.holds.get(slot)
         if not self._quarantined or record.pending:
             return BlockState.SHARED if record.pending or holders else BlockState.LEASED
@@ -305,15 +304,15 @@ class Books:
             return BlockState.QUARANTINED
         return BlockState.SHARED if holders else BlockState.LEASED
 
-    def _restate(self, slot: SlotId, size: int) -> None:
+    def _restate(self, slot: SlotId, record: Record) -> None:
         if slot >= len(self._states):
             self._states.extend(bytes([_UNGRANTED]) * (max(slot + 1 - len(self._states), 64)))
-        state = self._derive(slot)
+        state = self._derive(slot, record)
         if (before := self._states[slot]) == state:
             return
         if before != _UNGRANTED:
-            self.state_bytes[before] -= size
-        self.state_bytes[state] += size
+            self.state_bytes[before] -= record.b
+        self.state_bytes[state] += record.b
         self._states[slot] = state
 
     # -- proof
@@ -331,7 +330,7 @@ class Books:
                 continue
             extents.append((record.a, record.b))
             requested += record.c
-            derived = self._derive(slot)
+            derived = self._derive(slot, record)
             if self._states[slot] != derived:
                 raise InvariantBroken(f"slot {slot} is counted as {self._states[slot]}, its keepers say {derived.name}")
             states[derived] += record.b

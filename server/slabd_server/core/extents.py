@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .errors import InvariantBroken
+from slabd_server.core.errors import InvariantBroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,9 +25,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
-from .errors import (
+from slabd_server.core.errors import (
     Fragmented,
-    InvalidAlignment,
     InvalidHeap,
     InvalidSize,
     InvariantBroken,
@@ -36,24 +35,23 @@ from .errors import (
     TooLarge,
     UnknownBlock,
 )
-from .extents import Extents
-from .sizes import (
-    MAX_ALIGNMENT,
+from slabd_server.core.extents import Extents
+from slabd_server.core.sizes import (
     MAX_CLASS,
-    MAX_SIZE,
-    MIN_HEAP,
     PAGE,
     PAGE_SHIFT,
     QUANTUM_SHIFT,
     STEPS,
     SizeClasses,
     class_sizes,
-    is_power_of_two,
     page_rounded,
     pages_for,
+    require_heap,
+    require_layout,
+    require_size,
     routes,
 )
-from .slab import Slab, SlabClass
+from slabd_server.core.slab import Slab, SlabClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +99,7 @@ class Heap:
     )
 
     def __init__(self, size: int, *, base: int = 0, size_classes: SizeClasses = "pow2") -> None:
-        _require_heap(size, base)
+        require_heap(size, base)
         if size_classes not in STEPS:
             raise InvalidHeap(f"size classes are {' or '.join(STEPS)}, not {size_classes!r}")
         self._base = base
@@ -133,7 +131,7 @@ class Heap:
             OutOfMemory: fewer are.
         """
         if type(size) is not int or type(alignment) is not int:
-            _require_layout(size, alignment)
+            require_layout(size, alignment)
         route = self._routes.get(alignment)
         if route is None or not 0 <= size <= MAX_CLASS:
             return self._grant_pages(size, alignment)
@@ -172,7 +170,7 @@ class Heap:
         Raises:
             InvalidSize, InvalidAlignment: no layout.
         """
-        _require_layout(size, alignment)
+        require_layout(size, alignment)
         return size, self._rounded(size, alignment)
 
     def adopt(self, offset: int, size: int) -> Extent:
@@ -204,7 +202,7 @@ class Heap:
             InvalidSize: `size` is no integer, or negative.
             InvalidHeap: `size` is no multiple of a page.
         """
-        _require_size(size)
+        require_size(size)
         if size % PAGE:
             raise InvalidHeap(f"a heap grows by whole pages of {PAGE} bytes, not by {size}")
         end = self.total_bytes
@@ -288,7 +286,7 @@ class Heap:
     # -- page ranges
 
     def _grant_pages(self, size: int, alignment: int) -> Extent:
-        _require_layout(size, alignment)
+        require_layout(size, alignment)
         pages = max(pages_for(size), 1)
         align = alignment >> PAGE_SHIFT
         page = self._take_pages(pages, align)
@@ -467,33 +465,3 @@ class Heap:
             end = start + pages
         if end != self._extents.pages:
             raise InvariantBroken(f"the heap has {self._extents.pages} pages, {end} are accounted for")
-
-
-def _require_heap(size: int, base: int) -> None:
-    if type(size) is not int or type(base) is not int:
-        raise InvalidSize(f"a heap's size and base are integers, not {size!r} and {base!r}")
-    if size > MAX_SIZE:
-        raise InvalidSize(f"a size is at most {MAX_SIZE}, not {size}")
-    if size < MIN_HEAP:
-        raise InvalidHeap(f"a heap has at least {MIN_HEAP} bytes, not {size}")
-    if size % MIN_HEAP:
-        raise InvalidHeap(f"a heap's size is a multiple of {MIN_HEAP} bytes, {size} is {size % MIN_HEAP} over")
-    if base < 0 or base % PAGE:
-        raise InvalidHeap(f"a heap begins on a page of {PAGE} bytes, {base} does not")
-
-
-def _require_size(size: int) -> None:
-    if type(size) is not int:
-        raise InvalidSize(f"a size is an integer, not {size!r}")
-    if not 0 <= size <= MAX_SIZE:
-        raise InvalidSize(f"a size is between 0 and {MAX_SIZE}, not {size}")
-
-
-def _require_layout(size: int, alignment: int) -> None:
-    _require_size(size)
-    if type(alignment) is not int:
-        raise InvalidAlignment(f"an alignment is an integer, not {alignment!r}")
-    if not is_power_of_two(alignment):
-        raise InvalidAlignment(f"an alignment is a power of two, not {alignment}")
-    if alignment > MAX_ALIGNMENT:
-        raise InvalidAlignment(f"an alignment is at most {MAX_ALIGNMENT}, not {alignment}")

@@ -44,6 +44,9 @@ class Kind(enum.IntEnum):
     SESSION = 3
 
 
+_KINDS: Final = tuple(Kind)
+
+
 class Flag(enum.IntFlag):
     """What else is true of a record."""
 
@@ -92,12 +95,12 @@ def unpack_record(data: bytes) -> Record:
     """
     if data == _ZERO:
         return Record(Kind.FREE, 0, 0, 0, 0, 0, 0, NO_SESSION, 0, 0.0)
-    *fields, checksum = _RECORD.unpack(data)
+    kind, *fields, checksum = _RECORD.unpack(data)
     if checksum != zlib.crc32(data[:-4]):
         raise InvariantBroken(f"ledger record {data.hex()} has a checksum of {zlib.crc32(data[:-4]):#010x}")
-    if fields[0] > Kind.SESSION:
-        raise InvariantBroken(f"ledger record {data.hex()} is of an unknown kind, {fields[0]}")
-    return Record(Kind(fields[0]), *fields[1:])
+    if kind >= len(_KINDS):
+        raise InvariantBroken(f"ledger record {data.hex()} is of an unknown kind, {kind}")
+    return Record(_KINDS[kind], *fields)
 
 
 class Ledger:
@@ -132,8 +135,8 @@ class Ledger:
             # Doubling would hold memory that a large ledger may never need: grow by an eighth.
             self._store.grow(self._store.capacity + max(missing, self._store.capacity // 8, 1024))
 
-    def add(self, record: Record) -> SlotId:
-        """Take a slot for `record`, whose generation becomes the slot's next, and return it. Call `reserve` first."""
+    def add(self, record: Record) -> tuple[SlotId, Record]:
+        """Take a slot; return it, and the record as written, with the slot's next generation. Call `reserve` first."""
         if self._free:
             slot = self._free.pop()
             generation = unpack_record(self._store.read(slot)).generation + 1
@@ -141,8 +144,9 @@ class Ledger:
             slot, generation = self._high_water, 1
             self._high_water += 1
         self._taken += 1
-        self._store.write(slot, pack_record(record._replace(generation=generation)))
-        return SlotId(slot)
+        written = record._replace(generation=generation)
+        self._store.write(slot, pack_record(written))
+        return SlotId(slot), written
 
     def get(self, slot: int) -> Record:
         """Return the record at `slot`; a free one for a slot that was never taken."""
@@ -150,13 +154,13 @@ class Ledger:
             return unpack_record(_ZERO)
         return unpack_record(self._store.read(slot))
 
-    def update(self, slot: SlotId, record: Record) -> None:
-        """Replace a taken slot's record by one of the same kind and generation."""
+    def update(self, slot: SlotId, record: Record) -> Record:
+        """Replace a taken slot's record by one of the same kind and generation, and return it."""
         self._store.write(slot, pack_record(record))
+        return record
 
-    def drop(self, slot: SlotId, *, session: SessionId, sequence: int) -> None:
-        """Free a taken slot, leaving the tombstone of the operation that did it."""
-        generation = unpack_record(self._store.read(slot)).generation
+    def drop(self, slot: SlotId, generation: int, *, session: SessionId, sequence: int) -> None:
+        """Free a taken slot of this generation, leaving the tombstone of the operation that did it."""
         tombstone = Record(Kind.FREE, 0, 0, generation, 0, 0, 0, session, sequence, 0.0)
         self._store.write(slot, pack_record(tombstone))
         self._taken -= 1

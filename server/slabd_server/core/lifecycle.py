@@ -62,7 +62,7 @@ class Lifecycle:
         served.spec.policy.admit(served.books.name, peer, access)
         key = self._sessions.next_key(secret)
         served.books.ledger.reserve(1)
-        slot = served.books.ledger.add(_record(key, access, peer, now, attached=attached))
+        slot, _ = served.books.ledger.add(_record(key, access, peer, now, attached=attached))
         expires_at = None if attached else now + served.spec.session_ttl
         session = Session(
             key,
@@ -124,7 +124,8 @@ class Lifecycle:
         for slot in tuple(session.held):
             reclaimed += books.unhold(session, slot, sequence=0, opens=None)
         books.forget(session)
-        books.ledger.drop(session.ledger_slot, session=session.id, sequence=0)
+        generation = books.ledger.get(session.ledger_slot).generation
+        books.ledger.drop(session.ledger_slot, generation, session=session.id, sequence=0)
         self._sessions.remove(session)
         served.session_counts[session.state] -= 1
         count_up(books.tallies.sessions_ended, cause.value)

@@ -1,4 +1,4 @@
-"""Sizes, alignments and classes: pure arithmetic, and the tables made from it once.
+"""Sizes, alignments and classes: what a request may look like, and the tables made from it once.
 
 Owns the unit of the heap (the page), the size classes of both configurations, the bounds on sizes and alignments, and
 how many pages a slab of a class likes to have. Promises that every size up to `MAX_CLASS` together with every alignment
@@ -12,6 +12,8 @@ A class's alignment is the largest power of two that divides its size: slabs sta
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
+
+from slabd_server.core.errors import InvalidAlignment, InvalidHeap, InvalidSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -79,3 +81,36 @@ def _route(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
         next(index for index in fitting if sizes[index] >= quanta << QUANTUM_SHIFT)
         for quanta in range((MAX_CLASS >> QUANTUM_SHIFT) + 1)
     )
+
+
+def require_heap(size: int, base: int) -> None:
+    """Raise `InvalidSize` or `InvalidHeap` unless a heap can have this size and base."""
+    if type(size) is not int or type(base) is not int:
+        raise InvalidSize(f"a heap's size and base are integers, not {size!r} and {base!r}")
+    if size > MAX_SIZE:
+        raise InvalidSize(f"a size is at most {MAX_SIZE}, not {size}")
+    if size < MIN_HEAP:
+        raise InvalidHeap(f"a heap has at least {MIN_HEAP} bytes, not {size}")
+    if size % MIN_HEAP:
+        raise InvalidHeap(f"a heap's size is a multiple of {MIN_HEAP} bytes, {size} is {size % MIN_HEAP} over")
+    if base < 0 or base % PAGE:
+        raise InvalidHeap(f"a heap begins on a page of {PAGE} bytes, {base} does not")
+
+
+def require_size(size: int) -> None:
+    """Raise `InvalidSize` unless this is a size, from 0 on."""
+    if type(size) is not int:
+        raise InvalidSize(f"a size is an integer, not {size!r}")
+    if not 0 <= size <= MAX_SIZE:
+        raise InvalidSize(f"a size is between 0 and {MAX_SIZE}, not {size}")
+
+
+def require_layout(size: int, alignment: int) -> None:
+    """Raise `InvalidSize` or `InvalidAlignment` unless a block can be asked for like this."""
+    require_size(size)
+    if type(alignment) is not int:
+        raise InvalidAlignment(f"an alignment is an integer, not {alignment!r}")
+    if not is_power_of_two(alignment):
+        raise InvalidAlignment(f"an alignment is a power of two, not {alignment}")
+    if alignment > MAX_ALIGNMENT:
+        raise InvalidAlignment(f"an alignment is at most {MAX_ALIGNMENT}, not {alignment}")

@@ -30,8 +30,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from .errors import InvariantBroken, UnknownBlock
-from .sizes import MAX_SLAB_PAGES, PAGE, PAGE_SHIFT, slab_unit
+from slabd_server.core.errors import InvariantBroken, UnknownBlock
+from slabd_server.core.sizes import MAX_SLAB_PAGES, PAGE, PAGE_SHIFT, slab_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

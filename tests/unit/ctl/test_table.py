@@ -63,7 +63,10 @@ def test_paths_that_are_no_unicode_are_printable() -> None:
 
 def test_colours_do_not_change_the_width_of_a_column() -> None:
     """Padding comes before paint."""
-    columns = (Column[str]("STATE", str, paint=lambda style, _row, text: style.bad(text)), Column[str]("X", str))
+    columns: tuple[Column[str], ...] = (
+        Column("STATE", str, paint=lambda style, _row, text: style.bad(text)),
+        Column("X", str),
+    )
     assert table(columns, ["a"], Style(coloured=True))[1] == "\x1b[31;1ma    \x1b[0m  a"
     assert table(columns, ["a"])[1] == "a      a"
 

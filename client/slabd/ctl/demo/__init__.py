@@ -14,6 +14,8 @@ Theory of operation. The parent starts a private daemon and four kinds of proces
    empty it. Its requests are first come, first served.
 3. When a worker dies, blocks it had open are free at once; those files are read again. Handles it had not opened yet
    still stand, and go to another worker. Which of the two it was, opening tells: the handle is stale, or it is not.
-4. `work` decides all this in plain functions; `run` and `children` do the I/O; `scene` kills a worker, once, while the
+4. When the reader dies, what it had leased is free at once, and is read again by the next one. Handles it had made and
+   not told of are lost; they expire, so after such a death the count at the end may have to wait for them.
+5. `work` decides all this in plain functions; `run` and `children` do the I/O; `scene` kills a worker, once, while the
    daemon itself says which blocks that worker has open, and while others' blocks are alive that must not be touched.
 """

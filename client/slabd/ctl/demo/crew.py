@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slabd.ctl.demo.children import Programs
 
 # More than that, and something is wrong with the machine rather than with a worker.
-_DEATHS_ALLOWED: Final = 20
+_DEATHS_ALLOWED: Final = 10
 
 
 class Crew:

@@ -145,8 +145,8 @@ class Loop:
         self.killed.append(killed)
         self._stage = Stage.AFTER
         self._display.event(
-            f"{killed.name} (pid {killed.pid}) killed with SIGKILL, holding {human_bytes(killed.held_bytes)} in "
-            f"{plural(killed.blocks, 'block')}; out of used_bytes after {killed.milliseconds:.1f} ms",
+            f"{killed.name} (pid {killed.pid}) killed holding {human_bytes(killed.held_bytes)} in "
+            f"{plural(killed.blocks, 'block')}; free after {killed.milliseconds:.1f} ms",
             loud=True,
         )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
+
+# How long a handle lives that nobody opens: those of a reader that died before it could tell of them.
+HANDLE_SECONDS: Final = 60.0
 
 PieceId: TypeAlias = int
 BatchId: TypeAlias = int

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from slabd.ctl.terminal import Style
 
 _BAR: Final = 32
+_LEAST_BAR: Final = 8
+# What stands beside the bars.
+_BESIDE: Final = 58
 _FULL: Final = "█"
 _EMPTY: Final = "░"
 _STEP_PERCENT: Final = 10
@@ -105,7 +108,8 @@ class Region:
     def paint(self, progress: Progress, *, last: bool) -> None:
         """See Display."""
         del last
-        self._shown = region_of(progress, self._style)
+        columns = shutil.get_terminal_size().columns
+        self._shown = region_of(progress, self._style, max(_LEAST_BAR, min(_BAR, columns - _BESIDE)))
         self._write([], self._shown)
 
     def close(self) -> None:
@@ -135,8 +139,8 @@ def line_of(progress: Progress) -> str:
     )
 
 
-def region_of(progress: Progress, style: Style) -> list[str]:
-    """Return progress as the lines of a region."""
+def region_of(progress: Progress, style: Style, wide: int = _BAR) -> list[str]:
+    """Return progress as the lines of a region, with bars so many columns wide."""
     heap = progress.used_bytes + progress.available_bytes
     files = f"{human_count(progress.files_done)} of {human_count(progress.files)}"
     rate = human_rate(progress.done_bytes, progress.seconds)
@@ -144,9 +148,9 @@ def region_of(progress: Progress, style: Style) -> list[str]:
     workers = " · ".join(f"{name}: {doing}" for name, doing in progress.workers)
     used, available = human_bytes(progress.used_bytes), human_bytes(progress.available_bytes)
     done, total = human_bytes(progress.done_bytes), human_bytes(progress.total_bytes)
-    file_bar = style.good(bar(progress.files_done, progress.files))
-    byte_bar = style.good(bar(progress.done_bytes, progress.total_bytes))
-    heap_bar = style.warn(bar(progress.used_bytes, heap))
+    file_bar = style.good(bar(progress.files_done, progress.files, wide))
+    byte_bar = style.good(bar(progress.done_bytes, progress.total_bytes, wide))
+    heap_bar = style.warn(bar(progress.used_bytes, heap, wide))
     return [
         "",
         f"  files  {file_bar}  {files}, {percent(progress.files_done, progress.files)}",
@@ -156,12 +160,12 @@ def region_of(progress: Progress, style: Style) -> list[str]:
     ]
 
 
-def bar(part: int, whole: int) -> str:
+def bar(part: int, whole: int, wide: int = _BAR) -> str:
     """Return a bar; it is full only when all is done, and empty only when nothing is."""
-    filled = _BAR * part // whole if whole else _BAR
+    filled = wide * part // whole if whole else wide
     if part and not filled:
         filled = 1
-    return _FULL * filled + _EMPTY * (_BAR - filled)
+    return _FULL * filled + _EMPTY * (wide - filled)
 
 
 def fit(line: str, columns: int) -> str:

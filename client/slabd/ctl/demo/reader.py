@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import slabd
 from slabd.ctl.demo import child
 from slabd.ctl.demo.files import stamp_of
-from slabd.ctl.demo.messages import Failure, Piece, Read, Shared
+from slabd.ctl.demo.messages import HANDLE_SECONDS, Failure, Piece, Read, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def read_batch(pool: slabd.Pool, batch: int, pieces: Sequence[Piece]) -> Shared:
         if (failure := fill(piece, lease.view)) is not None:
             failures[piece.id] = failure
     good = [(piece, lease) for piece, lease in zip(pieces, leases, strict=True) if piece.id not in failures]
-    handles = pool.share_many([lease for _, lease in good])
+    handles = pool.share_many([lease for _, lease in good], ttl=HANDLE_SECONDS)
     pool.release_many(leases)
     named = {piece.id: bytes(handle) for (piece, _), handle in zip(good, handles, strict=True)}
     return Shared(batch, named, failures, waited)

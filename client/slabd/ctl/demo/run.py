@@ -11,6 +11,7 @@ from slabd.ctl.connection import Connection
 from slabd.ctl.demo.children import ChildFailed
 from slabd.ctl.demo.crew import Crew
 from slabd.ctl.demo.loop import Loop
+from slabd.ctl.demo.messages import HANDLE_SECONDS
 from slabd.ctl.demo.summary import Ending, Summary
 from slabd.ctl.units import human_bytes
 from slabd.errors import DaemonUnavailable
@@ -49,14 +50,16 @@ def run_demo(options: DemoOptions, found: Scan, display: Display) -> Summary:
 
 def _run_with(daemon: slabd.PrivateDaemon, crew: Crew, options: DemoOptions, found: Scan, display: Display) -> Summary:
     display.event(
-        f"daemon pid {daemon.pid}, heap {human_bytes(options.heap_bytes)}; "
-        + ", ".join(f"{child.name} pid {child.pid}" for child in crew.all)
+        f"heap {human_bytes(options.heap_bytes)}; pids: daemon {daemon.pid}, "
+        + ", ".join(f"{child.name} {child.pid}" for child in crew.all)
     )
     with Connection(resolve(daemon.address)) as connection:
         crew.start(daemon.address)
         loop = Loop(options, found.files, crew, connection, display)
         loop.run()
         crew.stop()
+        # A reader that died may have made handles and told nobody: their blocks return when they expire.
+        patience = _LEAVING_SECONDS + (HANDLE_SECONDS if loop.other_deaths else 0)
         return Summary(
             work=loop.work,
             scan=found,
@@ -66,7 +69,7 @@ def _run_with(daemon: slabd.PrivateDaemon, crew: Crew, options: DemoOptions, fou
             killed=tuple(loop.killed),
             kill_wanted=options.kill,
             other_deaths=loop.other_deaths,
-            ending=_ending(connection),
+            ending=_ending(connection, patience),
         )
 
 
@@ -78,13 +81,14 @@ def _explained(error: ChildFailed | DaemonUnavailable, daemon: slabd.PrivateDaem
     return ChildFailed(f"{error}; the daemon's log ends with: {log}")
 
 
-def _ending(connection: Connection) -> Ending:
+def _ending(connection: Connection, patience: float) -> Ending:
     """Return what is left, when the daemon has seen all clients go. All their processes are gone already."""
-    until = time.monotonic() + _LEAVING_SECONDS
-    while connection.sessions().sessions and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
-    check = connection.check()
+    until = time.monotonic() + patience
     (heap,) = connection.books().heaps
+    while (heap.used_bytes or heap.sessions) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+        (heap,) = connection.books().heaps
+    check = connection.check()
     return Ending(
         used_bytes=heap.used_bytes,
         leases=heap.leases,

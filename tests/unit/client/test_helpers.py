@@ -1,0 +1,78 @@
+"""Calls of the main thread, made where no signal handler can interrupt them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slabd.helpers import call_safely, submit
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+class Alarm(Exception):  # what a signal handler raises
+    """Raised by the handler of SIGALRM."""
+
+
+def test_the_main_threads_calls_are_made_elsewhere() -> None:
+    """And their outcome comes back."""
+    assert call_safely(threading.current_thread) is not threading.main_thread()
+
+
+def test_other_threads_make_their_calls_themselves() -> None:
+    """They never run signal handlers."""
+    seen: list[bool] = []
+    thread = threading.Thread(target=lambda: seen.append(call_safely(threading.current_thread) is thread))
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def test_errors_come_back() -> None:
+    """As they were raised."""
+    with pytest.raises(LookupError, match="gone"):
+        call_safely(lambda: (_ for _ in ()).throw(LookupError("gone")))
+
+
+def test_an_interrupt_leaves_the_call_to_itself() -> None:
+    """The main thread goes on at once; the call ends undisturbed; the next one does not wait for it."""
+    ended, go = threading.Event(), threading.Event()
+
+    def call() -> None:
+        go.wait(10)
+        ended.set()
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Alarm):
+            call_safely(call)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not ended.is_set()
+    assert call_safely(lambda: 3) == 3
+    go.set()
+    assert ended.wait(10)
+
+
+def test_a_finished_call_keeps_nothing_alive() -> None:
+    """A helper that sleeps must not hold on to a lease."""
+    gone = threading.Event()
+    thing = threading.Event()
+    watch = weakref.ref(thing, lambda _: gone.set())
+    submit(lambda kept=thing: kept).get().get()
+    del thing
+    for _ in range(1000):
+        if watch() is None:
+            break
+        time.sleep(0.01)
+    assert gone.is_set()
