@@ -11,7 +11,8 @@ _STEP: Final = 1024
 _SIZE: Final = re.compile(r"(?P<number>\d+)\s*(?P<unit>[kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _TIME: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min|m|h)?\Z")
 _FACTOR: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_TENTH_OF_A_GIGABYTE: Final = 1e8
+_GIGABYTE: Final = 1e9
+_A_TENTH: Final = 0.1
 
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
@@ -59,11 +60,11 @@ def human_age(seconds: float) -> str:
 
 
 def human_rate(count: int, seconds: float) -> str:
-    """Return bytes per second in the units in which speed is sold: GB/s is 10**9 bytes."""
+    """Return bytes per second in GB/s, the unit in which memory is sold: 10**9 bytes."""
     if seconds <= 0:
         return "- GB/s"
-    rate = count / seconds
-    return f"{rate / 1e9:.2f} GB/s" if rate >= _TENTH_OF_A_GIGABYTE else f"{rate / 1e6:.1f} MB/s"
+    rate = count / seconds / _GIGABYTE
+    return f"{rate:.2f} GB/s" if rate >= _A_TENTH else f"{rate:.4f} GB/s"
 
 
 def percent(part: int, whole: int) -> str:

@@ -36,9 +36,9 @@ from slabd_server.core.records import NO_SESSION, Block, BlockRef, BlockState, S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slabd_server.core.accounts import Account
     from slabd_server.core.heap import Heap
     from slabd_server.core.records import EndCause, LeaseItem, SessionId
-    from slabd_server.core.sessions import Session
     from slabd_server.core.store import Store
 
 _UNGRANTED: Final = 255
@@ -127,7 +127,7 @@ class Books:
     # -- granting and ending leases
 
     def grant(
-        self, session: Session, items: Sequence[LeaseItem], purpose: Purpose, *, sequence: int, now: float
+        self, account: Account, items: Sequence[LeaseItem], purpose: Purpose, *, sequence: int, now: float
     ) -> tuple[Block, ...]:
         """Grant a block for each item to a session: all, or none.
 
@@ -147,9 +147,9 @@ class Books:
             raise
         blocks = []
         for item, (offset, size) in zip(items, extents, strict=True):
-            record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, session.id, sequence, now)
+            record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, account.id, sequence, now)
             slot, record = self.ledger.add(record)
-            self._adopt(session, slot, size)
+            self._adopt(account, slot, size)
             if purpose is not NO_PURPOSE:
                 self._purposes[slot] = purpose
             self.blocks += 1
@@ -160,32 +160,32 @@ class Books:
         self.used_peak_bytes = max(self.used_peak_bytes, self.used_bytes)
         return tuple(blocks)
 
-    def disown(self, session: Session, slot: SlotId, *, sequence: int, cause: str) -> int:
+    def disown(self, account: Account, slot: SlotId, *, sequence: int, cause: str) -> int:
         """End a session's lease of a block it owns; return how many bytes became free by it."""
         record = self.ledger.get(slot)
-        session.owned.remove(slot)
-        session.owned_bytes -= record.b
+        account.owned.remove(slot)
+        account.owned_bytes -= record.b
         self.orphans.append(slot)
         self.leases -= 1
         count_up(self.tallies.leases_ended, cause)
         record = self.ledger.update(slot, record._replace(session=NO_SESSION, sequence=sequence))
-        return self._settle(slot, record, actor=session.id, sequence=sequence)
+        return self._settle(slot, record, actor=account.id, sequence=sequence)
 
-    def take_over(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
+    def take_over(self, account: Account, slot: SlotId, *, sequence: int, now: float) -> None:
         """Make a session the owner of a block that has none, using up the pending open that promised it.
 
         Its lease begins now, so that a chain stays in the order of its leases' beginnings.
         """
         record = self.ledger.get(slot)
         self.orphans.remove(slot)
-        self._adopt(session, slot, record.b)
+        self._adopt(account, slot, record.b)
         flags = record.flags & ~Flag.TRANSFER
-        changed = record._replace(session=session.id, flags=flags, pending=0, sequence=sequence, time=now)
+        changed = record._replace(session=account.id, flags=flags, pending=0, sequence=sequence, time=now)
         self._restate(slot, self.ledger.update(slot, changed))
 
-    def _adopt(self, session: Session, slot: SlotId, size: int) -> None:
-        session.owned.append(slot)
-        session.owned_bytes += size
+    def _adopt(self, account: Account, slot: SlotId, size: int) -> None:
+        account.owned.append(slot)
+        account.owned_bytes += size
         self.leases += 1
 
     # -- pending opens and holds
@@ -196,34 +196,34 @@ class Books:
         record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
         self._restate(slot, record)
 
-    def hold(self, session: Session, slot: SlotId, *, sequence: int, now: float) -> None:
-        """Record one more open of a block by a session. Call `ledger.reserve(1)` before anything is changed."""
+    def hold(self, account: Account, slot: SlotId, *, sequence: int, now: float) -> None:
+        """Record one more open of a block by a account. Call `ledger.reserve(1)` before anything is changed."""
         holders = self.holds.setdefault(slot, {})
-        if (hold := holders.get(session.id)) is None:
-            record = Record(Kind.HOLD, Flag.NONE, 0, 0, slot, 1, 0, session.id, sequence, now)
-            holders[session.id] = Hold(1, self.ledger.add(record)[0])
-            session.held[slot] = None
+        if (hold := holders.get(account.id)) is None:
+            record = Record(Kind.HOLD, Flag.NONE, 0, 0, slot, 1, 0, account.id, sequence, now)
+            holders[account.id] = Hold(1, self.ledger.add(record)[0])
+            account.held[slot] = None
         else:
             hold.opens += 1
             record = self.ledger.get(hold.ledger_slot)
             self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
         self._restate(slot, self.ledger.get(slot))
 
-    def unhold(self, session: Session, slot: SlotId, *, sequence: int, opens: int | None = 1) -> int:
+    def unhold(self, account: Account, slot: SlotId, *, sequence: int, opens: int | None = 1) -> int:
         """Take back one open, or all (None), of a block by a session; return how many bytes became free by it."""
-        hold = self.holds[slot][session.id]
+        hold = self.holds[slot][account.id]
         if opens is not None and hold.opens > opens:
             hold.opens -= opens
             record = self.ledger.get(hold.ledger_slot)
             self.ledger.update(hold.ledger_slot, record._replace(b=hold.opens, sequence=sequence))
             return 0
         generation = self.ledger.get(hold.ledger_slot).generation
-        self.ledger.drop(hold.ledger_slot, generation, session=session.id, sequence=sequence)
-        del self.holds[slot][session.id]
+        self.ledger.drop(hold.ledger_slot, generation, session=account.id, sequence=sequence)
+        del self.holds[slot][account.id]
         if not self.holds[slot]:
             del self.holds[slot]
-        del session.held[slot]
-        return self.settle(slot, actor=session.id, sequence=sequence)
+        del account.held[slot]
+        return self.settle(slot, actor=account.id, sequence=sequence)
 
     def settle(self, slot: SlotId, *, actor: SessionId, sequence: int) -> int:
         """Free a block that has lost its last keeper, else bring its state up to date; return the bytes freed."""
@@ -260,15 +260,15 @@ class Books:
             )
         return record
 
-    def owned(self, session: Session, ref: BlockRef) -> Record:
+    def owned(self, account: Account, ref: BlockRef) -> Record:
         """Return the record of a block whose lease a session owns.
 
         Raises:
             UnknownBlock: it is not granted, or not this session's.
         """
         record = self.find(ref)
-        if record.session != session.id:
-            raise UnknownBlock(f"block {ref.slot}.{ref.generation} is not leased by session {session.id}")
+        if record.session != account.id:
+            raise UnknownBlock(f"block {ref.slot}.{ref.generation} is not leased by session {account.id}")
         return record
 
     def purpose(self, slot: SlotId) -> Purpose:
@@ -281,17 +281,17 @@ class Books:
 
     # -- quarantine
 
-    def quarantine(self, session: Session) -> int:
+    def quarantine(self, account: Account) -> int:
         """Bring the states of a session's blocks up to date after it went into quarantine; return its bytes there."""
-        self._quarantined.add(session.id)
+        self._quarantined.add(account.id)
         before = self.state_bytes[BlockState.QUARANTINED]
-        for slot in (*session.owned, *session.held):
+        for slot in (*account.owned, *account.held):
             self._restate(slot, self.ledger.get(slot))
         return self.state_bytes[BlockState.QUARANTINED] - before
 
-    def forget(self, session: Session) -> None:
+    def forget(self, account: Account) -> None:
         """Forget a session that has nothing any more."""
-        self._quarantined.discard(session.id)
+        self._quarantined.discard(account.id)
 
     def _derive(self, slot: SlotId, record: Record) -> BlockState:
         holders = self.holds.get(slot)

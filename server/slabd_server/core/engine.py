@@ -22,7 +22,7 @@ from slabd_server.core.errors import (
     UnknownHeap,
     UnknownSession,
 )
-from slabd_server.core.leasing import LeaseRequest, Leasing
+from slabd_server.core.leasing import Leasing
 from slabd_server.core.lifecycle import Lifecycle
 from slabd_server.core.records import (
     Access,
@@ -48,6 +48,7 @@ from slabd_server.core.records import (
     merged,
 )
 from slabd_server.core.sessions import Session, Sessions
+from slabd_server.core.waiters import LeaseRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence

@@ -12,7 +12,7 @@ from slabd_server.core.records import Block, BlockRef, BlockState, SlotId
 from slabd_server.core.stats import Checked, HeapInfo, HeapStats, LeaseInfo, SessionInfo, SizeClass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from slabd_server.core.engine import Engine
     from slabd_server.core.served import ServedHeap
@@ -144,33 +144,6 @@ def _lease_info(engine: Engine, served: ServedHeap, slot: SlotId, now: float) ->
         pending_opens=record.pending,
         opened_by=tuple(served.books.holds.get(slot, ())),
     )
-
-
-def who_holds(everybody: Iterable[Session], served: ServedHeap, now: float) -> str:
-    """Say in one line who holds a heap's memory: the three sessions that hold most."""
-    holders = [s for s in everybody if s.books is served.books and s.owned_bytes]
-    top = heapq.nlargest(3, holders, key=lambda session: session.owned_bytes)
-    if not top:
-        return "held by handles that nobody has opened yet" if served.books.blocks else "nobody holds a lease"
-    parts = [_holding(session, now) for session in top]
-    if len(holders) > len(top):
-        parts.append(f"and {len(holders) - len(top)} more")
-    return "held by " + "; ".join(parts)
-
-
-def _holding(session: Session, now: float) -> str:
-    text = f"{session.name or 'session'} ({'session' if session.peer.pid is None else 'pid'} "
-    text += f"{session.id if session.peer.pid is None else session.peer.pid}) "
-    text += f"{session.owned_bytes} bytes in {len(session.owned)} leases"
-    oldest = session.owned.oldest
-    if oldest is not None:
-        purpose = session.books.purpose(oldest)
-        text += f", the oldest {now - session.books.ledger.get(oldest).time:.1f} s"
-        text += f" {purpose.label!r}" if purpose.label else ""
-        text += f" at {purpose.call_site}" if purpose.call_site else ""
-    if session.quarantined:
-        text += ", in quarantine"
-    return text
 
 
 def check(engine: Engine) -> Checked:

@@ -6,43 +6,26 @@ behind them; after whatever may have given memory back, the head of the queue is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core import inspection
 from slabd_server.core.books import count_up, rejected_as
 from slabd_server.core.deadlines import Deadlines
 from slabd_server.core.errors import Draining, NoMemory, OutOfMemory, TooLarge, UnknownSession, WaitTimeout
+from slabd_server.core.holders import who_holds
 from slabd_server.core.records import Block, Effects, Leased, Notice, PressureEvent, Ticket, Waiting, Woken
 from slabd_server.core.waiters import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from slabd_server.core.books import Purpose
     from slabd_server.core.errors import CoreError
-    from slabd_server.core.records import LeaseItem
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
+    from slabd_server.core.waiters import LeaseRequest
 
 # Longer than any process lives, and short enough for every clock and timer to represent.
 TIMEOUT_MAX_SECONDS: Final = 10 * 365 * 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRequest:
-    """A request for blocks, all or none. What identifies it to a repeated call is `fingerprint`."""
-
-    session: Session
-    items: tuple[LeaseItem, ...]
-    purpose: Purpose
-    sequence: int
-
-    @property
-    def fingerprint(self) -> tuple[str, tuple[LeaseItem, ...], Purpose]:
-        """What a repetition has in common with the first call; how long it is willing to wait is not."""
-        return ("lease", self.items, self.purpose)
 
 
 class Leasing:
@@ -68,7 +51,7 @@ class Leasing:
             except OutOfMemory as error:
                 if timeout > 0:
                     return self._enqueue(served, request, timeout=timeout, now=now)
-                raise type(error)(f"{error}; {inspection.who_holds(self._sessions(), served, now)}") from None
+                raise type(error)(f"{error}; {who_holds(self._sessions(), served.books, now)}") from None
         except NoMemory as error:
             count_up(served.books.tallies.rejections, rejected_as(error))
             raise
@@ -135,7 +118,7 @@ class Leasing:
         return WaitTimeout(
             f"asked {waiter.wanted_bytes} bytes in {len(waiter.request.items)} blocks and waited "
             f"{now - waiter.since:.3f} s; free {served.books.available_bytes}, largest free block "
-            f"{served.books.allocator.largest_free_block_bytes}; {inspection.who_holds(self._sessions(), served, now)}"
+            f"{served.books.allocator.largest_free_block_bytes}; {who_holds(self._sessions(), served.books, now)}"
         )
 
     def _is_waiting(self, _when: float, key: tuple[str, Ticket]) -> bool:

@@ -23,7 +23,7 @@ import hmac
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.chains import Chain
+from slabd_server.core.accounts import Account
 from slabd_server.core.errors import (
     InvariantBroken,
     ReadOnly,
@@ -45,8 +45,8 @@ REMEMBERED_ANSWERS: Final = 1024
 SECRET_BYTES: Final = 16
 
 
-class Session:
-    """One session. `owned` are the leases it owns, `held` the blocks it has opened."""
+class Session(Account):
+    """One session."""
 
     __slots__ = (
         "access",
@@ -55,15 +55,11 @@ class Session:
         "books",
         "cause",
         "expires_at",
-        "held",
         "hung_up",
-        "id",
         "in_flight",
         "ledger_slot",
         "name",
         "opened_at",
-        "owned",
-        "owned_bytes",
         "peer",
         "process_gone",
         "secret",
@@ -84,7 +80,7 @@ class Session:
         expires_at: float | None,
         ledger_slot: SlotId,
     ) -> None:
-        self.id: Final = key.id
+        super().__init__(key.id, books.links)
         self.secret: Final = key.secret
         self.books: Final = books
         self.name: Final = name
@@ -98,9 +94,6 @@ class Session:
         self.hung_up = False
         self.process_gone = False
         self.cause: EndCause | None = None
-        self.owned = Chain(books.links)
-        self.owned_bytes = 0
-        self.held: dict[SlotId, None] = {}
         self.tickets: dict[Ticket, None] = {}
         self.in_flight: dict[int, Ticket] = {}
         self.answers: OrderedDict[int, tuple[int, object]] = OrderedDict()

@@ -16,8 +16,24 @@ from slabd_server.core.errors import InvariantBroken, QueueFull
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slabd_server.core.leasing import LeaseRequest
-    from slabd_server.core.records import Ticket
+    from slabd_server.core.books import Purpose
+    from slabd_server.core.records import LeaseItem, Ticket
+    from slabd_server.core.sessions import Session
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """A request for blocks, all or none. What identifies it to a repeated call is `fingerprint`."""
+
+    session: Session
+    items: tuple[LeaseItem, ...]
+    purpose: Purpose
+    sequence: int
+
+    @property
+    def fingerprint(self) -> tuple[str, tuple[LeaseItem, ...], Purpose]:
+        """What a repetition has in common with the first call; how long it is willing to wait is not."""
+        return ("lease", self.items, self.purpose)
 
 
 @dataclass(frozen=True, slots=True)

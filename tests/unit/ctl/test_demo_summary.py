@@ -63,7 +63,7 @@ def test_all_is_well() -> None:
     text = "\n".join(summary().lines(PLAIN))
     assert summary().exit_code is ExitCode.OK
     assert "files    2 of 2 match" in text
-    assert "worker 2 (pid 42): 3 blocks, 12 KiB reclaimed in 3.1 ms; 2 blocks of others untouched" in text
+    assert "worker 2 (pid 42): 12 KiB in 3 blocks free after 3.1 ms; 2 others kept" in text
     assert "leaks    0 bytes, 0 leases, 0 sessions left" in text
     assert text.endswith("Every digest matches the one computed directly, and nothing leaked.")
 

@@ -117,6 +117,19 @@ def test_a_batch_has_a_limited_number_of_pieces() -> None:
     assert [len(read(work, 10)), len(read(work)), len(read(work))] == [10, BATCH_ITEMS - 9, 0]
 
 
+def test_the_batch_to_hold_is_always_the_same() -> None:
+    """Whichever of the reader's threads was first."""
+    work = Work([found(str(at), 1) for at in range(9)], HEAP)
+    few, most, more = work.take_read(1), work.take_read(4), work.take_read(4)
+    for batch in (more, few, most):
+        assert batch is not None
+        work.shared(Shared(batch.batch, {piece.id: b"" for piece in batch.pieces}, {}, None))
+    held = work.take_digest(hold=True)
+    assert held is not None
+    assert most is not None
+    assert set(held.handles) == {piece.id for piece in most.pieces}
+
+
 def test_what_a_dead_worker_had_not_opened_goes_to_another() -> None:
     """The handles still stand."""
     work = Work([found("a", 1)], HEAP)

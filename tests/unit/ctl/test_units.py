@@ -61,11 +61,11 @@ def test_a_share_is_100_percent_only_when_it_is_all() -> None:
     assert [units.percent(999, 1000), units.percent(1000, 1000), units.percent(0, 0)] == ["99 %", "100 %", "-"]
 
 
-def test_rates_choose_their_unit() -> None:
-    """Small rates do not become 0.00 GB/s."""
+def test_rates_are_in_gigabytes() -> None:
+    """Small rates do not become 0.00."""
     assert [units.human_rate(10**9, 2), units.human_rate(10**6, 1), units.human_rate(1, 0)] == [
         "0.50 GB/s",
-        "1.0 MB/s",
+        "0.0010 GB/s",
         "- GB/s",
     ]
 

@@ -167,8 +167,8 @@ class Summary:
         matched = len(self.work.outcome_of(Outcome.MATCHED))
         wrong = len(self.work.outcome_of(Outcome.WRONG))
         notes = [
-            f"{human_count(len(self._empty))} empty, without a block" if self._empty else "",
-            f"{human_count(len(self._in_pieces))} larger than the heap, in pieces" if self._in_pieces else "",
+            f"{human_count(len(self._empty))} empty" if self._empty else "",
+            f"{human_count(len(self._in_pieces))} in pieces" if self._in_pieces else "",
             f"{human_count(wrong)} wrong" if wrong else "",
             f"{human_count(len(self._skipped()))} skipped" if self._skipped() else "",
             f"{plural(self.scan.links, 'link')} not followed" if self.scan.links else "",
@@ -180,8 +180,8 @@ class Summary:
     @staticmethod
     def _killed_text(killed: Killed) -> str:
         return (
-            f"{killed.name} (pid {killed.pid}): {plural(killed.blocks, 'block')}, {human_bytes(killed.held_bytes)} "
-            f"reclaimed in {killed.milliseconds:.1f} ms; {plural(killed.bystander_blocks, 'block')} of others untouched"
+            f"{killed.name} (pid {killed.pid}): {human_bytes(killed.held_bytes)} in {plural(killed.blocks, 'block')} "
+            f"free after {killed.milliseconds:.1f} ms; {human_count(killed.bystander_blocks)} others kept"
         )
 
 

@@ -173,11 +173,13 @@ class Work:
     # Digesting
 
     def take_digest(self, *, hold: bool = False) -> Digest | None:
-        """Take the next blocks to digest."""
+        """Take the next blocks to digest; those to hold are the batch with the most, so that it is always the same."""
         if not self._ready:
             return None
         batch = next(self._batches)
-        self._digesting[batch] = self._ready.popleft()
+        handles = max(self._ready, key=lambda each: (len(each), -min(each))) if hold else self._ready[0]
+        self._ready.remove(handles)
+        self._digesting[batch] = handles
         return Digest(batch, self._digesting[batch], hold=hold)
 
     def digested(self, answer: Digests) -> None:

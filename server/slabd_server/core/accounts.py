@@ -1,0 +1,23 @@
+"""What one session has in a heap's books: the leases it owns, and the blocks of others that it has open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from slabd_server.core.chains import Chain
+
+if TYPE_CHECKING:
+    from slabd_server.core.chains import Links
+    from slabd_server.core.records import SessionId, SlotId
+
+
+class Account:
+    """A session as the books see it: `owned` in the order of its leases, `owned_bytes` their sizes, `held` its opens."""
+
+    __slots__ = ("held", "id", "owned", "owned_bytes")
+
+    def __init__(self, session_id: SessionId, links: Links) -> None:
+        self.id: Final = session_id
+        self.owned: Final = Chain(links)
+        self.owned_bytes = 0
+        self.held: Final[dict[SlotId, None]] = {}
