@@ -4,8 +4,9 @@ Rules:
 
 1. A block is given back to the daemon only after its anchor is dead (slabd.mapping): no view, slice or array is left.
 2. It is given back once: whoever takes its record out of the `Holdings` does it, and `dict.pop` has one winner.
-3. An anchor may die anywhere, in any thread, inside the garbage collector. Its callback takes no lock and calls nothing
-   that could: it appends to a deque and sounds the wake-up, whose implementations are safe there.
+3. An anchor may die anywhere, in any thread, inside the garbage collector. Its callback is `deque.append` itself: it
+   takes no lock, and because it is one call into C, no KeyboardInterrupt can lose it. A second callback, the bell,
+   sounds the wake-up, whose implementations are safe there; if that one is lost, the block only returns later.
 
 No I/O here: the session asks what to give back, and does it.
 """
@@ -65,15 +66,23 @@ class GrantedBlock:
     owned: bool
 
 
+class _Bell(weakref.ref[Any]):
+    """Sounds the wake-up when an anchor dies, unless it is quiet."""
+
+    __slots__ = ("quiet",)
+
+    quiet: bool  # somebody waits for this death and gives the block back himself
+
+
 class _AnchorRef(weakref.ref[Any]):
     """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards."""
 
-    __slots__ = ("__weakref__", "holding", "name", "owned", "quiet", "serial")
+    __slots__ = ("__weakref__", "bell", "holding", "name", "owned", "serial")
 
     serial: int
     name: BlockName
     owned: bool
-    quiet: bool  # somebody waits for this death and gives the block back himself
+    bell: _Bell
     holding: weakref.ref[Holding]
 
 
@@ -86,7 +95,7 @@ class Holdings:
         self._serials = itertools.count(1)
         # By serial and not by name: a session may open the same block twice, or open what it shares itself.
         self._records: dict[int, _AnchorRef] = {}
-        self._dead: deque[int] = deque()
+        self._dead: deque[_AnchorRef] = deque()
         self.inherited = False
 
     def __len__(self) -> int:
@@ -108,9 +117,11 @@ class Holdings:
         """Make an anchor for a block, watch it, and return the view over it, or the bare anchor without a mapping."""
         mapping = self._mapping
         anchor = _RemoteAnchor() if mapping is None else mapping.anchor(holding.offset, holding.usable_size)
-        record = _AnchorRef(anchor, self._on_death)
+        bell = _Bell(anchor, self._ring)
+        bell.quiet = False
+        record = _AnchorRef(anchor, self._dead.append)
         record.serial, record.name, record.owned = holding.serial, holding.name, holding.owned
-        record.quiet = False
+        record.bell = bell
         record.holding = weakref.ref(holding)
         holding.record = record
         self._records[holding.serial] = record
@@ -141,22 +152,29 @@ class Holdings:
             else:
                 serials.append(holding.serial)
         self.claim(serials, into)
+        self._forget_quiet_deaths()
+
+    def _forget_quiet_deaths(self) -> None:
+        # Only from the right end, where the deaths just waited for are: the left one belongs to `claim_dead`.
+        with suppress(IndexError):
+            while self._dead[-1].bell.quiet:
+                self._dead.pop()
 
     def claim_dead(self, into: list[Returnable | None]) -> None:
         """Take blocks out whose anchors have died unnoticed. One thread or task at a time."""
-        serials = list(self._dead)
-        self.claim(serials, into)
-        for _ in serials:
+        dead = list(self._dead)
+        self.claim([record.serial for record in dead if not record.bell.quiet], into)
+        for _ in dead:
             self._dead.popleft()
 
     def has_dead(self) -> bool:
         """Whether `claim_dead` has something to do."""
-        return bool(self._dead)
+        return any(not record.bell.quiet for record in list(self._dead))
 
-    def report(self, serial: int) -> None:
+    def report(self, record: _AnchorRef) -> None:
         """Note that a block's anchor is dead, and wake whoever gives blocks back."""
+        self._dead.append(record)
         if not self.inherited:
-            self._dead.append(serial)
             self._wake()
 
     def let_go_all(self) -> None:
@@ -171,9 +189,9 @@ class Holdings:
             raise BufferError(f"{in_use} of {len(holdings)} blocks are still in use: views, slices or arrays exist")
         let_go([holding for holding in holdings if holding is not None])
 
-    def _on_death(self, record: weakref.ref[Any]) -> None:
-        if isinstance(record, _AnchorRef) and not record.quiet:
-            self.report(record.serial)
+    def _ring(self, bell: weakref.ref[Any]) -> None:
+        if isinstance(bell, _Bell) and not bell.quiet and not self.inherited:
+            self._wake()
 
 
 class Holding:
@@ -246,12 +264,12 @@ class Holding:
             return
         if count := self.exports():
             raise BufferError(f"block {self.name} is still in use: {count} views, slices or arrays of it exist")
-        self.record.quiet = True
+        self.record.bell.quiet = True
         try:
             if (view := self._view) is not None:
                 view.release()
         except BufferError:
-            self.record.quiet = False
+            self.record.bell.quiet = False
             raise BufferError(f"block {self.name} is still in use: something holds its view's buffer") from None
         view = None
         self.forget()
@@ -267,9 +285,9 @@ class Holding:
 
     def resign(self) -> None:
         """After `let_go`: leave the giving back to the anchor's death, which may have been already."""
-        self.record.quiet = False
+        self.record.bell.quiet = False
         if not is_alive(self.record):
-            self.holdings.report(self.serial)
+            self.holdings.report(self.record)
 
     def restore(self) -> None:
         """After `let_go` and before the block is given back: make a new view, because it is kept after all."""
@@ -277,7 +295,7 @@ class Holding:
         if anchor is None:
             self._view, self._anchor = self.holdings.anchor(self)
         else:  # another thread made a slice at the last moment: the old anchor goes on
-            self.record.quiet = False
+            self.record.bell.quiet = False
             self._view, self._anchor = self.holdings.face(self, anchor)
 
 

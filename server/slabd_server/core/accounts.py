@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Account:
-    """A session as the books see it: `owned` in the order of its leases, `owned_bytes` their sizes, `held` its opens."""
+    """A session as the books see it: `owned` in the order of grants, `owned_bytes` their sizes, `held` its opens."""
 
     __slots__ = ("held", "id", "owned", "owned_bytes")
 
