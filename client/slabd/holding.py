@@ -17,7 +17,7 @@ import itertools
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from slabd.errors import LeaseReleased, NotMapped
 from slabd.mapping import exports, is_alive, view_of
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from slabd.mapping import Mapping
     from slabd_proto.v1 import pool_pb2
+
+
+# Deaths that somebody waited for are only cleared away in passing; this many may lie around.
+_QUIET_DEATHS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +156,18 @@ class Holdings:
             else:
                 serials.append(holding.serial)
         self.claim(serials, into)
-        self._forget_quiet_deaths()
-
-    def _forget_quiet_deaths(self) -> None:
-        # Only from the right end, where the deaths just waited for are: the left one belongs to `claim_dead`.
-        with suppress(IndexError):
-            while self._dead[-1].bell.quiet:
-                self._dead.pop()
 
     def claim_dead(self, into: list[Returnable | None]) -> None:
         """Take blocks out whose anchors have died unnoticed. One thread or task at a time."""
         dead = list(self._dead)
-        self.claim([record.serial for record in dead if not record.bell.quiet], into)
+        if not self.inherited:
+            self.claim([record.serial for record in dead if not record.bell.quiet], into)
         for _ in dead:
             self._dead.popleft()
 
     def has_dead(self) -> bool:
         """Whether `claim_dead` has something to do."""
-        return any(not record.bell.quiet for record in list(self._dead))
+        return len(self._dead) > _QUIET_DEATHS or any(not record.bell.quiet for record in list(self._dead))
 
     def report(self, record: _AnchorRef) -> None:
         """Note that a block's anchor is dead, and wake whoever gives blocks back."""

@@ -83,8 +83,7 @@ async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: De
     request = pool_pb2.LeaseRequest.FromString(request.SerializeToString())
     with _settling(session, repeat):
         response = await session.line.call(attempt, Deadline(remaining + session.settings.call_timeout))
-        blocks = [(block, True) for block in response.blocks]
-    return session.adopt(blocks)
+        return session.adopt([(block, True) for block in response.blocks])
 
 
 @contextmanager
@@ -185,6 +184,8 @@ async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding
             raise errors.StaleHandle(
                 f"{handle!r} is of another heap than {session.heap!r}, or from before it was made anew"
             )
+    if session.has_work():
+        await session.drain()
     transport = session.line.transport
     request = pool_pb2.OpenRequest(
         session=session.key, sequence=session.next_sequence(), handles=[handle.to_proto() for handle in parsed]

@@ -154,4 +154,5 @@ def _heap(info: HeapInfo, segment: HeapSegment) -> admin_pb2.HeapInfo:
         free_ranges=info.free_ranges,
         page_backing=segment.page_backing,
         prefault=segment.prefault,
+        resident_bytes=segment.resident_bytes(),
     )

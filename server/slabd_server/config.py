@@ -24,6 +24,7 @@ from slabd_proto.runtime import default_runtime_dir
 from slabd_server.core.access import Policy
 from slabd_server.core.records import Access
 from slabd_server.core.served import HeapSpec
+from slabd_server.core.shares import TTL_MAX_SECONDS
 from slabd_server.core.sizes import MIN_HEAP
 from slabd_server.options.checks import contradictions, heap_contradictions
 from slabd_server.options.declare import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal
 
+    from slabd_server.core.cleaner import Clear
     from slabd_server.core.sizes import SizeClasses
     from slabd_server.options.declare import Table
     from slabd_server.segments import HugePages
@@ -154,7 +156,7 @@ class HeapConfig:
     )
     handle_ttl_seconds: float = option(
         "handle-ttl-seconds",
-        Seconds(minimum=0.01, maximum=_YEAR),
+        Seconds(minimum=0.01, maximum=TTL_MAX_SECONDS),
         default=60.0,
         help="How long a handle stays good that nobody opens.",
         section=_HEAPS_SECTION,
@@ -174,6 +176,22 @@ class HeapConfig:
         section=_HEAPS_SECTION,
     )
 
+    give_back_seconds: float | None = option(
+        "give-back-seconds",
+        OrOff(Seconds(minimum=0.01, maximum=_YEAR)),
+        default=None,
+        help="How long memory stays free before it is given back to the system. It is taken again before it is leased; "
+        "when the system has none left, that is an out-of-memory error of the lease.",
+        section=_HEAPS_SECTION,
+    )
+    clear: Clear = option(
+        "clear",
+        Choice(("off", "users", "sessions")),
+        default="users",
+        help="Between whom blocks are cleared before they are leased again: nobody, different users, any two sessions.",
+        section=_HEAPS_SECTION,
+    )
+
     def spec(self) -> HeapSpec:
         """Return what the core has to know of it."""
         return HeapSpec(
@@ -190,6 +208,8 @@ class HeapConfig:
             handle_ttl=self.handle_ttl_seconds,
             session_ttl=self.session_ttl_seconds,
             queue_limit=self.queue_limit,
+            give_back_seconds=self.give_back_seconds,
+            clear=self.clear,
         )
 
 

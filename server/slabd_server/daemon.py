@@ -84,7 +84,7 @@ class Daemon:
         self._engine = Engine(map(self._make_heap, config.heaps), session_limit=config.session_limit)
         self._dispatcher = Dispatcher(self._engine)
         self._stack.callback(self._dispatcher.stop)
-        registry = make_registry(self._dispatcher)
+        registry = make_registry(self._dispatcher, self._segments)
         metrics_address = await self._serve_metrics(registry)
         self._health = HealthServicer()
         addresses = await self._serve_grpc(rundir, registry, metrics_address)
@@ -109,7 +109,8 @@ class Daemon:
     def _make_heap(self, heap: HeapConfig) -> ServedHeap:
         store = LedgerSegment.create(heap.name)
         self._stack.callback(store.close)
-        return ServedHeap.make(heap.spec(), heap_id=secrets.randbits(_HEAP_ID_BITS), store=store)
+        heap_id = secrets.randbits(_HEAP_ID_BITS)
+        return ServedHeap.make(heap.spec(), heap_id=heap_id, store=store, memory=self._segments[heap.name])
 
     async def _serve_metrics(self, registry: CollectorRegistry) -> str:
         if self._config.metrics_listen is None:

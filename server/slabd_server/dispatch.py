@@ -198,7 +198,7 @@ class Dispatcher:
 
     def refresh(self) -> None:
         """Set the timer for what comes next; for operations that have no effects but a deadline."""
-        when = self.engine.next_deadline()
+        when = self.engine.next_deadline(now=self.now())
         if when == self._timer_at:
             return
         if self._timer is not None:

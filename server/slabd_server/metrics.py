@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from slabd_server.core.stats import HeapStats
     from slabd_server.dispatch import Dispatcher
+    from slabd_server.segments import HeapSegment
 
 # A snapshot takes tens of microseconds; a loop that is stuck for this long has worse problems than a failed scrape.
 SNAPSHOT_SECONDS: Final = 10.0
@@ -103,8 +104,9 @@ _COUNTER_FAMILIES: Final[
 class HeapCollector(Collector):
     """Turns snapshots of the books into metrics. `snapshot` may be called from any thread."""
 
-    def __init__(self, snapshot: Callable[[], tuple[HeapStats, ...]]) -> None:
+    def __init__(self, snapshot: Callable[[], tuple[HeapStats, ...]], segments: Mapping[str, HeapSegment]) -> None:
         self._snapshot = snapshot
+        self._segments = segments
 
     def describe(self) -> list[Metric]:
         """Return nothing, so that registering does not take a snapshot before there is a loop."""
@@ -115,6 +117,12 @@ class HeapCollector(Collector):
         heaps = self._snapshot()
         yield from _gauges(heaps)
         yield from _counters(heaps)
+        resident = GaugeMetricFamily(
+            "slabd_resident_bytes", "Bytes of the heap that have memory behind them.", labels=["heap"]
+        )
+        for name, segment in self._segments.items():
+            resident.add_metric([name], segment.resident_bytes())
+        yield resident
         yield InfoMetricFamily("slabd_build", "The daemon's version.", {"version": __version__})
 
 
@@ -152,7 +160,7 @@ def _counters(heaps: tuple[HeapStats, ...]) -> Iterator[Metric]:
         yield family
 
 
-def make_registry(dispatcher: Dispatcher) -> CollectorRegistry:
+def make_registry(dispatcher: Dispatcher, segments: Mapping[str, HeapSegment]) -> CollectorRegistry:
     """Return a registry with the heap's, the process's and Python's metrics. Call on the event loop."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry(auto_describe=False)
@@ -168,7 +176,7 @@ def make_registry(dispatcher: Dispatcher) -> CollectorRegistry:
     def snapshot() -> tuple[HeapStats, ...]:
         return asyncio.run_coroutine_threadsafe(take(), loop).result(SNAPSHOT_SECONDS)
 
-    registry.register(HeapCollector(snapshot))
+    registry.register(HeapCollector(snapshot, segments))
     return registry
 
 

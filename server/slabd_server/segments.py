@@ -26,7 +26,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from slabd_server.core.errors import LedgerFull
+from slabd_server.core.errors import LedgerFull, OutOfMemory
 from slabd_server.core.store import RECORD_BYTES
 from slabd_server.errors import StartError
 from slabd_server.headroom import headroom
@@ -56,6 +56,9 @@ _PAGE_BACKINGS: Final[dict[HugePages, str]] = {
     "2MiB": "2MiB huge pages",
 }
 _NO_MEMORY: Final = frozenset({errno.ENOSPC, errno.ENOMEM})
+
+
+_ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 class SegmentError(StartError):
@@ -119,6 +122,30 @@ class HeapSegment:
     def page_backing(self) -> str:
         """The pages the heap is made of, in words."""
         return _PAGE_BACKINGS[self.huge_pages]
+
+    # -- core.memory.Memory
+
+    def commit(self, offset: int, size: int) -> None:
+        """Allocate pages that may have been given back; see `core.memory`."""
+        try:
+            os.posix_fallocate(self._fd, offset, size)
+        except OSError as error:
+            if error.errno not in _NO_MEMORY:
+                raise
+            raise OutOfMemory(
+                f"the system has no memory for {size} bytes that were given back to it: {error.strerror}"
+            ) from None
+
+    def give_back(self, offset: int, size: int) -> None:
+        """Punch a hole: madvise(2), MADV_REMOVE."""
+        self._mapping.madvise(mmap.MADV_REMOVE, offset, size)
+
+    def clear(self, offset: int, size: int) -> None:
+        """Write zeros."""
+        end = offset + size
+        for start in range(offset, end, len(_ZEROS)):
+            piece = min(len(_ZEROS), end - start)
+            self._view[start : start + piece] = _ZEROS[:piece]
 
     def read_only_fd(self) -> int:
         """Open a new descriptor for a client that may only read; the caller closes it."""

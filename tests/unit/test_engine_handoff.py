@@ -68,10 +68,10 @@ def test_handles_expire() -> None:
     (block,) = world.lease(owner, 64)
     handle = world.share(owner, block.ref, opens=3, ttl=10.0)
     world.open(world.session(), handle)
-    assert world.engine.next_deadline() == world.now + 10.0
+    assert world.engine.next_deadline(now=world.now) == world.now + 10.0
     (notice,) = world.advance(10.0).notices
     assert (notice.session, notice.event) == (owner.id, HandleExpiredEvent(block.ref, 2))
-    assert world.engine.next_deadline() is None
+    assert world.engine.next_deadline(now=world.now) is None
     with pytest.raises(StaleHandle):
         world.open(owner, handle)
     assert world.heap.books.state(block.ref.slot) is BlockState.SHARED  # still open in one session

@@ -52,7 +52,7 @@ def test_those_behind_move_up_when_the_head_gives_up() -> None:
     world.lease(key, 512 * KIB)
     large = world.wait(world.session(), MIB, timeout=5.0)
     small = world.wait(world.session(), 64, timeout=50.0)
-    assert world.engine.next_deadline() == world.now + 5.0
+    assert world.engine.next_deadline(now=world.now) == world.now + 5.0
     woken = world.advance(5.0).woken
     assert granted(woken) == [small.ticket]
     (failed,) = [each for each in woken if each.ticket == large.ticket]
@@ -152,6 +152,6 @@ def test_an_endless_timeout_is_no_deadline_beyond_the_clock() -> None:
     world.lease(key, MIB)
     outcome = world.engine.lease(key, [LeaseItem(64)], now=world.now, timeout=float("inf"))
     assert isinstance(outcome, Waiting)
-    deadline = world.engine.next_deadline()
+    deadline = world.engine.next_deadline(now=world.now)
     assert deadline is not None
     assert world.now < deadline < float("inf")

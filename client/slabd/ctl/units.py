@@ -64,7 +64,7 @@ def human_rate(count: int, seconds: float) -> str:
     if seconds <= 0:
         return "- GB/s"
     rate = count / seconds / _GIGABYTE
-    return f"{rate:.2f} GB/s" if rate >= _A_TENTH else f"{rate:.4f} GB/s"
+    return f"{rate:.2f} GB/s" if rate >= _A_TENTH else f"{rate:.3f} GB/s"
 
 
 def percent(part: int, whole: int) -> str:

@@ -414,12 +414,15 @@ class HeapInfo(google.protobuf.message.Message):
     FREE_RANGES_FIELD_NUMBER: builtins.int
     PAGE_BACKING_FIELD_NUMBER: builtins.int
     PREFAULT_FIELD_NUMBER: builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: builtins.int
     free_ranges: builtins.int
     """How many free ranges of pages there are."""
     page_backing: builtins.str
     """How its memory is backed: "4KiB", "transparent huge pages" or "2MiB huge pages"."""
     prefault: builtins.bool
     """Whether its pages were touched at start."""
+    resident_bytes: builtins.int
+    """How many bytes of it have memory behind them."""
     @property
     def stats(self) -> slabd_proto.v1.pool_pb2.HeapStats:
         """Its books."""
@@ -436,9 +439,10 @@ class HeapInfo(google.protobuf.message.Message):
         free_ranges: builtins.int = ...,
         page_backing: builtins.str = ...,
         prefault: builtins.bool = ...,
+        resident_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["stats", b"stats"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["free_ranges", b"free_ranges", "page_backing", b"page_backing", "prefault", b"prefault", "size_classes", b"size_classes", "stats", b"stats"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["free_ranges", b"free_ranges", "page_backing", b"page_backing", "prefault", b"prefault", "resident_bytes", b"resident_bytes", "size_classes", b"size_classes", "stats", b"stats"]) -> None: ...
 
 Global___HeapInfo: typing_extensions.TypeAlias = HeapInfo
 

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 class Account:
     """A session as the books see it: `owned` in the order of grants, `owned_bytes` their sizes, `held` its opens."""
 
-    __slots__ = ("held", "id", "owned", "owned_bytes")
+    __slots__ = ("held", "id", "owned", "owned_bytes", "uid")
 
-    def __init__(self, session_id: SessionId, links: Links) -> None:
+    def __init__(self, session_id: SessionId, uid: int | None, links: Links) -> None:
         self.id: Final = session_id
+        self.uid: Final = uid
         self.owned: Final = Chain(links)
         self.owned_bytes = 0
         self.held: Final[dict[SlotId, None]] = {}

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slabd_server.core.accounts import Account
+    from slabd_server.core.cleaner import Cleaner
     from slabd_server.core.heap import Heap
     from slabd_server.core.records import EndCause, LeaseItem, SessionId
     from slabd_server.core.store import Store
@@ -88,11 +89,12 @@ def count_up(counters: dict[str, int], key: str, by: int = 1) -> None:
 class Books:
     """One heap: who has which block."""
 
-    def __init__(self, name: str, heap_id: int, allocator: Heap, store: Store) -> None:
+    def __init__(self, name: str, heap_id: int, allocator: Heap, store: Store, cleaner: Cleaner) -> None:
         self.name: Final = name
         self.heap_id: Final = heap_id
         self.allocator: Final = allocator
         self.ledger: Final = Ledger(store)
+        self.cleaner: Final = cleaner
         self.links: Final = Links()
         self.orphans: Final = Chain(self.links)
         self.holds: Final[dict[SlotId, dict[SessionId, Hold]]] = {}
@@ -148,6 +150,7 @@ class Books:
         blocks = []
         for item, (offset, size) in zip(items, extents, strict=True):
             record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, account.id, sequence, now)
+            self.cleaner.prepare(offset, size, session=account.id, uid=account.uid)
             slot, record = self.ledger.add(record)
             self._adopt(account, slot, size)
             if purpose is not NO_PURPOSE:

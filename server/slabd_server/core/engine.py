@@ -270,17 +270,20 @@ class Engine:
 
     # -- time and operation
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self, *, now: float) -> float | None:
         """Return when `tick` is due, None while nothing is."""
         deadlines = [self._lifecycle.deadlines.next(), self._leasing.deadlines.next()]
         deadlines += [served.shares.deadlines.next() for served in self.heaps.values()]
+        deadlines += [served.decay.next(now) for served in self.heaps.values()]
         return min((when for when in deadlines if when is not None), default=None)
 
     def tick(self, *, now: float) -> Done:
-        """Let everything expire that is due: requests that wait, handles, sessions without keep-alive."""
+        """Let everything expire that is due: requests that wait, handles, sessions without keep-alive, free memory."""
         effects = [self._leasing.expire(now), self._lifecycle.expire(now)]
         effects += [Effects(notices=tuple(served.shares.expire(now))) for served in self.heaps.values()]
         effects += [self._leasing.serve(served, now=now) for served in self.heaps.values()]
+        for served in self.heaps.values():
+            served.decay.tick(now)
         return Done(merged(*effects))
 
     def drain(self, *, resume: bool = False) -> Done:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+from slabd_server.core.decay import DecayingExtents
 from slabd_server.core.errors import (
     Fragmented,
     InvalidHeap,
@@ -56,6 +57,8 @@ from slabd_server.core.slab import Slab, SlabClass
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from slabd_server.core.memory import Memory
+
 _ROUND: Final = (1 << QUANTUM_SHIFT) - 1
 _tuple = tuple.__new__
 
@@ -79,6 +82,9 @@ class ClassStats(NamedTuple):
 class Heap:
     """An allocator over `size` bytes that begin at the address or file offset `base`.
 
+    With `memory`, pages that have been free for a while are given back to the system by `decay`, and exist again before
+    they are granted; `grant` then also raises OutOfMemory when the system has none.
+
     Raises:
         InvalidHeap: `size` is below 32 KiB or no multiple of it, `base` is not on a page, or the classes are unknown.
         InvalidSize: `size` is no integer, or not representable.
@@ -87,6 +93,7 @@ class Heap:
     __slots__ = (
         "_base",
         "_by_size",
+        "_decaying",
         "_extents",
         "_kind",
         "_native",
@@ -98,13 +105,17 @@ class Heap:
         "slab_moves_to",
     )
 
-    def __init__(self, size: int, *, base: int = 0, size_classes: SizeClasses = "pow2") -> None:
+    def __init__(
+        self, size: int, *, base: int = 0, size_classes: SizeClasses = "pow2", memory: Memory | None = None
+    ) -> None:
         require_heap(size, base)
         if size_classes not in STEPS:
             raise InvalidHeap(f"size classes are {' or '.join(STEPS)}, not {size_classes!r}")
         self._base = base
         self._kind = size_classes
-        self._extents = Extents(size >> PAGE_SHIFT, base >> PAGE_SHIFT)
+        pages, phase = size >> PAGE_SHIFT, base >> PAGE_SHIFT
+        self._decaying = None if memory is None else DecayingExtents(pages, phase, memory)
+        self._extents = self._decaying or Extents(pages, phase)
         self._by_size = {c: SlabClass(c) for c in class_sizes(size_classes)}
         self._native = tuple(self._by_size.values())
         self._routes = {
@@ -208,6 +219,23 @@ class Heap:
         end = self.total_bytes
         self._extents.grow(size >> PAGE_SHIFT)
         return end
+
+    # -- giving memory back to the system
+
+    @property
+    def decays(self) -> bool:
+        """Whether `decay` may have something to give back, now or later."""
+        return self._decaying is not None and self._decaying.decays
+
+    def decay(self) -> bool:
+        """Give back what has been free for a period; return whether there is more to do at once. See `decay`.
+
+        The idle pages of slabs become free first, so that they go the same way.
+        """
+        if self._decaying is None:
+            return False
+        self._reclaim()
+        return self._decaying.step()
 
     # -- the books
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from slabd_server.core.books import Books
+from slabd_server.core.cleaner import Cleaner
+from slabd_server.core.decay_clock import DecayClock
 from slabd_server.core.heap import Heap
 from slabd_server.core.records import SessionState
 from slabd_server.core.shares import Shares
@@ -13,17 +15,25 @@ from slabd_server.core.waiters import Waiters
 
 if TYPE_CHECKING:
     from slabd_server.core.access import Policy
+    from slabd_server.core.cleaner import Clear
+    from slabd_server.core.memory import Memory
     from slabd_server.core.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeapSpec:
-    """What a heap is to be like. `handle_ttl` and `session_ttl` are in seconds, `queue_limit` in requests."""
+    """What a heap is to be like. `handle_ttl` and `session_ttl` are in seconds, `queue_limit` in requests.
+
+    `give_back_seconds` is how long a range stays free before its pages go back to the system, None for never. `clear`
+    says between whom blocks are cleared: nobody ("off"), users, or sessions.
+    """
 
     name: str
     size: int
     policy: Policy
     size_classes: Literal["pow2", "fine"] = "pow2"
+    give_back_seconds: float | None = None
+    clear: Clear = "users"
     handle_ttl: float = 60.0
     session_ttl: float = 30.0
     queue_limit: int = 4096
@@ -37,15 +47,18 @@ class ServedHeap:
     books: Books
     shares: Shares
     waiters: Waiters
+    decay: DecayClock
     session_counts: dict[SessionState, int] = field(default_factory=lambda: dict.fromkeys(SessionState, 0))
 
     @classmethod
-    def make(cls, spec: HeapSpec, *, heap_id: int, store: Store) -> ServedHeap:
-        """Return an empty heap.
+    def make(cls, spec: HeapSpec, *, heap_id: int, store: Store, memory: Memory) -> ServedHeap:
+        """Return an empty heap over the pages of `memory`, all of which exist.
 
         Raises:
             InvalidHeap: its size cannot be served.
         """
-        allocator = Heap(spec.size, size_classes=spec.size_classes)
-        books = Books(spec.name, heap_id, allocator, store)
-        return cls(spec, books, Shares(books, handle_ttl=spec.handle_ttl), Waiters(spec.queue_limit))
+        decaying = memory if spec.give_back_seconds is not None else None
+        allocator = Heap(spec.size, size_classes=spec.size_classes, memory=decaying)
+        books = Books(spec.name, heap_id, allocator, store, Cleaner(memory, spec.clear))
+        shares = Shares(books, handle_ttl=spec.handle_ttl)
+        return cls(spec, books, shares, Waiters(spec.queue_limit), DecayClock(allocator, spec.give_back_seconds))

@@ -80,7 +80,7 @@ class Session(Account):
         expires_at: float | None,
         ledger_slot: SlotId,
     ) -> None:
-        super().__init__(key.id, books.links)
+        super().__init__(key.id, peer.uid, books.links)
         self.secret: Final = key.secret
         self.books: Final = books
         self.name: Final = name

@@ -64,3 +64,6 @@ def heap_contradictions(settings: Settings) -> Iterable[Problem]:
         yield Problem(
             size.source, f"{size.words!r} is not a multiple of {exact_size(HUGE_PAGE)}, as huge_pages asks for"
         )
+    give_back = settings["give_back_seconds"]
+    if settings["huge_pages"].value == "2MiB" and give_back.value is not None:
+        yield Problem(give_back.source, f"{give_back.words!r} does not go with 2MiB pages, which are reserved anyway")

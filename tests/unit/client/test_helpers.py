@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_finished_call_keeps_nothing_alive() -> None:
     gone = threading.Event()
     thing = threading.Event()
     watch = weakref.ref(thing, lambda _: gone.set())
-    submit(lambda kept=thing: kept).get().get()
+    submit(partial(id, thing)).get().get()
     del thing
     for _ in range(1000):
         if watch() is None:

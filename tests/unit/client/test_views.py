@@ -148,7 +148,7 @@ def test_a_slice_of_the_last_moment_keeps_the_block(keeper: Keeper) -> None:
     """Another thread may make one between the count and the release: then the anchor's death gives the block back."""
     holding = keeper.hold()
     anchor = holding.view.obj
-    holding.record.quiet = True
+    holding.record.bell.quiet = True
     holding.view.release()
     holding.forget()
     claimed: list[Returnable | None] = []

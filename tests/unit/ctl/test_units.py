@@ -65,7 +65,7 @@ def test_rates_are_in_gigabytes() -> None:
     """Small rates do not become 0.00."""
     assert [units.human_rate(10**9, 2), units.human_rate(10**6, 1), units.human_rate(1, 0)] == [
         "0.50 GB/s",
-        "0.0010 GB/s",
+        "0.001 GB/s",
         "- GB/s",
     ]
 

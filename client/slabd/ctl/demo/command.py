@@ -20,7 +20,7 @@ from slabd.ctl.demo.work import stretches
 from slabd.ctl.exits import ExitCode
 from slabd.ctl.plain import to_json
 from slabd.ctl.terminal import printable, style_for
-from slabd.ctl.units import human_bytes, human_count, parse_size, plural
+from slabd.ctl.units import human_bytes, parse_size, plural
 from slabd.errors import DaemonUnavailable
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _mention_large(display: Display, found: Scan, options: DemoOptions) -> None:
             f"{plural(len(stretches(each.stamp.size, options.heap_bytes)), 'piece')}"
         )
     if len(large) > _NAMED:
-        display.event(f"and so are {human_count(len(large) - _NAMED)} more files")
+        display.event(f"and {plural(len(large) - _NAMED, 'more file')} in the same way")
 
 
 def _display(output: str) -> Display:
