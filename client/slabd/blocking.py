@@ -1,8 +1,8 @@
 """The blocking transport: threads. It never suspends, so `slabd.transport.run` can drive it.
 
 Calls that may wait in the daemon's queue are futures, because only those can be cut short from another thread; the
-others block in place, which is faster. The main thread, which signal handlers may interrupt anywhere, has both made by
-a helper thread (slabd.helpers).
+others block in place, which is faster. None of this is for the main thread, which signal handlers may interrupt
+anywhere: `slabd.helpers.complete` sees to that.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from slabd.channels import Channel
-from slabd.helpers import call_safely, submit
+from slabd.helpers import cancel_by
 from slabd.transport import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
-    from slabd.channels import FutureCall, Tls
+    from slabd.channels import Tls
     from slabd.transport import Request, Response, Rpc, T
 
 
@@ -29,45 +29,30 @@ class BlockingTransport:
 
     def __init__(self, target: str, tls: Tls | None = None) -> None:
         self.target = target
-        self._channel = call_safely(lambda: Channel(target, tls))
+        self._channel = Channel(target, tls)
         self._exclusive = threading.Lock()
         self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     async def unary(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
         """See Transport."""
-        return call_safely(lambda: self._channel.unary(rpc, request, seconds))
+        return self._channel.unary(rpc, request, seconds)
 
     async def waiting(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> Response:
         """See Transport."""
         done: queue.SimpleQueue[None] = queue.SimpleQueue()
-        begun: list[FutureCall[Response]] = []
-        given_up = False
-
-        def begin() -> None:
-            begun.append(self._channel.future(rpc, request, seconds, lambda: done.put(None)))
-            if given_up:
-                cancel()
-
-        def cancel() -> None:
-            for call in begun:
-                call.cancel()
-
-        try:
-            call_safely(begin)
-            done.get()
-        except BaseException:  # a KeyboardInterrupt: the daemon shall not keep a place in its queue for nobody
-            given_up = True
-            submit(cancel)
-            raise
-        return call_safely(begun[0].result)
+        call = self._channel.future(rpc, request, seconds, lambda: done.put(None))
+        # Nobody shall keep a place in the daemon's queue who has gone on after a KeyboardInterrupt.
+        cancel_by(call.cancel)
+        done.get()
+        return call.result()
 
     async def download(self, rpc: Rpc[Request, Response], request: Request, seconds: float) -> list[Response]:
         """See Transport."""
-        return call_safely(lambda: self._channel.download(rpc, request, seconds, []))
+        return self._channel.download(rpc, request, seconds, [])
 
     async def upload(self, rpc: Rpc[Request, Response], requests: Iterable[Request], seconds: float) -> Response:
         """See Transport."""
-        return call_safely(lambda: self._channel.upload(rpc, requests, seconds, []))
+        return self._channel.upload(rpc, requests, seconds, [])
 
     async def sleep(self, seconds: float) -> None:
         """See Transport."""
@@ -102,4 +87,4 @@ class BlockingTransport:
 
     async def close(self) -> None:
         """See Transport."""
-        call_safely(self._channel.close)
+        self._channel.close()

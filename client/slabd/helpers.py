@@ -1,54 +1,65 @@
-"""Helper threads: gRPC calls of the main thread are made on them.
+"""Helper threads: what the main thread asks for is done on them.
 
 Signal handlers run in the main thread, between any two steps of it, and may raise: KeyboardInterrupt does. When that
 happens inside grpcio while it holds one of its locks, the lock stays taken, and every later call on that channel hangs
-for ever (found by a storm of SIGINTs; grpcio 1.85.1 lost a channel at about one in sixty). So the main thread hands its
-calls to a helper and waits for the outcome in `SimpleQueue.get`, which is one call into C and can be interrupted
-anywhere. Other threads never run signal handlers and make their calls themselves.
+for ever (found by a storm of SIGINTs; grpcio 1.85.1 lost a channel at about one in sixty); and no code of ours that
+takes a block out of one place to put it into another could be sure to arrive there. So the main thread hands each
+operation to a helper, as a whole, and waits for the outcome in `SimpleQueue.get`, which is one call into C and can be
+interrupted anywhere. The operation then goes on by itself: what it was granted is dropped with its outcome, and returns
+like anything that is dropped. Other threads never run signal handlers, and do their work themselves.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import queue
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from slabd.transport import run
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from slabd.transport import T
 
 
-class _Helper:
-    """One thread. It does what is in its inbox, and is idle again before anybody hears of the outcome."""
+class _Job:
+    """Something to do, how to end it early, and what became of it."""
 
-    def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[_Outcome]]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="slabd-call", daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            job, outbox = self.inbox.get()
-            outcome = _Outcome(job)
-            _idle.append(self)
-            outbox.put(outcome)
-            # Nothing of the finished job may stay alive while this thread sleeps.
-            del job, outbox, outcome
-
-
-class _Outcome:
-    """What a job returned, or raised."""
-
-    def __init__(self, job: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work: Callable[[], Any] | None = work
+        self._cancel: Callable[[], object] | None = None
+        self._given_up = False
         self._value: Any = None
         self._error: BaseException | None = None
+
+    def do(self) -> None:
+        """Do it, in a helper."""
+        work, self._work = self._work, None
+        assert work is not None  # noqa: S101  # a job is done once
+        _current.job = self
         try:
-            self._value = job()
+            self._value = work()
         except BaseException as error:  # noqa: BLE001  # it is raised again where somebody waits for it
             self._error = error
+        finally:
+            self._cancel = _current.job = None
 
-    def get(self) -> Any:
+    def cancel_by(self, cancel: Callable[[], object]) -> None:
+        self._cancel = cancel
+        if self._given_up:  # before it could be cancelled
+            cancel()
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if (cancel := self._cancel) is not None:
+            cancel()
+
+    def outcome(self) -> Any:
+        """Return what it returned, or raise what it raised."""
         error, self._error = self._error, None
         if error is None:
             return self._value
@@ -58,28 +69,69 @@ class _Outcome:
             del error  # the traceback refers to this frame
 
 
+class _Helper:
+    """One thread. It does what is in its inbox, and is idle again before anybody hears of the outcome."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[tuple[_Job, queue.SimpleQueue[_Job]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="slabd-call", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            job, outbox = self.inbox.get()
+            job.do()
+            _idle.append(self)
+            outbox.put(job)
+            # Nothing of the finished job may stay alive while this thread sleeps.
+            del job, outbox
+
+
 # More than one only after an interrupt: the main thread went on, its helper has still to finish.
 _idle: Final[list[_Helper]] = []
+_current: Final = threading.local()
 
 
-def call_safely(job: Callable[[], T]) -> T:
-    """Return what `job()` returns, done where no signal handler can interrupt it.
+def complete(operation: Coroutine[Any, Any, T]) -> T:
+    """Drive an operation over a blocking transport to its end, and return what it returns. See `call_safely`."""
+    try:
+        return call_safely(partial(run, operation))
+    except BaseException:
+        if inspect.getcoroutinestate(operation) == inspect.CORO_CREATED:  # interrupted before it began
+            operation.close()
+        raise
 
-    When a signal handler raises, this does at once, and the job goes on without anybody who waits for it.
+
+def call_safely(work: Callable[[], T]) -> T:
+    """Return what `work()` returns, done where no signal handler can interrupt it.
+
+    When a signal handler raises, this does at once; the work goes on without anybody who waits for it, or ends early if
+    it has told `cancel_by` how.
     """
     if threading.current_thread() is not threading.main_thread():
-        return job()
-    outcome: T = submit(job).get().get()
+        return work()
+    job = _Job(work)
+    try:
+        _submit(job).get()
+    except BaseException:
+        _submit(_Job(job.give_up))
+        raise
+    outcome: T = job.outcome()
     return outcome
 
 
-def submit(job: Callable[[], Any]) -> queue.SimpleQueue[_Outcome]:
-    """Have a job done by a helper, and return where its outcome will be."""
+def cancel_by(cancel: Callable[[], object]) -> None:
+    """Within `call_safely`: have `cancel` called when nobody waits for the outcome any more."""
+    job: _Job | None = getattr(_current, "job", None)
+    if job is not None:
+        job.cancel_by(cancel)
+
+
+def _submit(job: _Job) -> queue.SimpleQueue[_Job]:
     try:
         helper = _idle.pop()
     except IndexError:
         helper = _Helper()
-    outbox: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+    outbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     helper.inbox.put((job, outbox))
     return outbox
 

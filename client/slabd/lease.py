@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from slabd import operations
-from slabd.transport import run
+from slabd.helpers import complete
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +100,7 @@ class _BlockingBlock(Block):
             InheritedByFork: the lease belongs to the parent process.
         """
         if not self._holding.released:
-            run(operations.release(self._session, [self._holding]))
+            complete(operations.release(self._session, [self._holding]))
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of `length` bytes from `offset` on, of all the rest by default. Works over TCP too.
@@ -109,7 +109,7 @@ class _BlockingBlock(Block):
             OutOfRange: that reaches past the end.
             LeaseReleased: the block has been released.
         """
-        return run(operations.read(self._session, self._holding, offset, length))
+        return complete(operations.read(self._session, self._holding, offset, length))
 
     def __enter__(self) -> Self:
         self._holding.check_held()
@@ -118,7 +118,7 @@ class _BlockingBlock(Block):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        run(operations.leave(self._session, self._holding, failing=kind is not None))
+        complete(operations.leave(self._session, self._holding, failing=kind is not None))
 
 
 class Ref(_BlockingBlock):
@@ -141,7 +141,7 @@ class Lease(_BlockingBlock):
 
         The block stays until they have, even when the lease is released first. A `ttl` of None is the daemon's default.
         """
-        (handle,) = run(operations.share(self._session, [self._holding], opens=opens, ttl=ttl))
+        (handle,) = complete(operations.share(self._session, [self._holding], opens=opens, ttl=ttl))
         return handle
 
     def transfer(self, ttl: float | None = None) -> Handle:
@@ -150,7 +150,7 @@ class Lease(_BlockingBlock):
         Raises:
             BufferError: slices, arrays or other users of the view exist; nothing has changed.
         """
-        return run(operations.transfer(self._session, self._holding, ttl=ttl))
+        return complete(operations.transfer(self._session, self._holding, ttl=ttl))
 
     def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer of bytes into the block, and return its length. Works over TCP too.
@@ -159,4 +159,4 @@ class Lease(_BlockingBlock):
             OutOfRange: it reaches past the end; nothing was written.
             LeaseReleased: the block has been released.
         """
-        return run(operations.write(self._session, self._holding, data, offset))
+        return complete(operations.write(self._session, self._holding, data, offset))

@@ -14,10 +14,10 @@ from slabd.address import resolve
 from slabd.blocking import BlockingTransport
 from slabd.errors import SlabdError
 from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
+from slabd.helpers import complete
 from slabd.lease import Lease, Ref
 from slabd.session import Session
 from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
-from slabd.transport import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,7 +112,7 @@ class Pool(PoolFace):
     ) -> list[Lease]:
         """Lease several blocks in one call: all of them, or none and an error. See `lease`."""
         session = self._live()
-        holdings = run(
+        holdings = complete(
             operations.lease(
                 session,
                 list(sizes),
@@ -137,7 +137,7 @@ class Pool(PoolFace):
     def open_many(self, handles: Iterable[Handle | bytes | str]) -> list[Ref | Lease]:
         """Open several handles in one call. When one cannot be opened, the others are closed again and it raises."""
         session = self._live()
-        holdings = run(operations.open_handles(session, list(handles)))
+        holdings = complete(operations.open_handles(session, list(handles)))
         return [Lease(session, holding) if holding.owned else Ref(session, holding) for holding in holdings]
 
     def release_many(self, blocks: Iterable[Lease | Ref]) -> None:
@@ -147,12 +147,12 @@ class Pool(PoolFace):
             BufferError: one of them is still in use; none was released.
         """
         if (batch := batch_of(blocks)) is not None:
-            run(operations.release(*batch))
+            complete(operations.release(*batch))
 
     def share_many(self, leases: Iterable[Lease], *, opens: int = 1, ttl: float | None = None) -> list[Handle]:
         """Make a handle for each lease, in one call. See `Lease.share`."""
         batch = batch_of(leases)
-        return [] if batch is None else run(operations.share(*batch, opens=opens, ttl=ttl))
+        return [] if batch is None else complete(operations.share(*batch, opens=opens, ttl=ttl))
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float64", *, label: str = "") -> NDArray[Any]:
         """Return a numpy array in the heap, its contents undefined; the memory returns with the last reference to it.
@@ -175,11 +175,11 @@ class Pool(PoolFace):
 
     def usable_size(self, size: int, alignment: int = 1) -> UsableSize:
         """Return the least and the largest size that get the same block as `size` does."""
-        return run(operations.usable_size(self._live(), size, alignment))
+        return complete(operations.usable_size(self._live(), size, alignment))
 
     def stats(self) -> Stats:
         """Read the books of this pool's heap."""
-        return run(operations.stats(self._live()))
+        return complete(operations.stats(self._live()))
 
     def close(self) -> None:
         """End the session: its leases end, their views become invalid. Closing twice is allowed and does nothing.
@@ -187,7 +187,7 @@ class Pool(PoolFace):
         Raises:
             BufferError: slices, arrays or other users of views exist; nothing was closed.
         """
-        run(self._session.close())
+        complete(self._session.close())
 
     def __reduce__(self) -> tuple[Callable[[Settings], Pool], tuple[Settings]]:
         # A pool that travels to another process connects anew there: in data loader workers, for example.
@@ -200,7 +200,7 @@ class Pool(PoolFace):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        run(self._session.leave(failing=kind is not None))
+        complete(self._session.leave(failing=kind is not None))
 
     def _live(self) -> Session:
         """Return the session, in a forked child one of its own."""
@@ -217,11 +217,14 @@ def _reopen(settings: Settings) -> Pool:
 
 
 def _open_session(settings: Settings) -> Session:
-    transport = BlockingTransport(settings.address.target, settings.tls)
-    session = run(Session.open(transport, settings))
+    session = complete(_open(settings))
     if not session.mapped:
         _remote_sessions.add(session)
     return session
+
+
+async def _open(settings: Settings) -> Session:
+    return await Session.open(BlockingTransport(settings.address.target, settings.tls), settings)
 
 
 # The kernel tells a local daemon when this process ends; one behind TCP would wait for a keep-alive that never comes.
@@ -232,7 +235,7 @@ _remote_sessions: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
 def _say_goodbye() -> None:
     for session in list(_remote_sessions):
         with suppress(SlabdError):
-            run(session.close())
+            complete(session.close())
 
 
 # One for all pools: a fork happens in front of few of them, and a lock for each would have to be found in the child.

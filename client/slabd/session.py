@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 BATCH_ITEMS: Final = 4096
 _GOODBYE_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 0.5
+# A wake-up can be lost to a KeyboardInterrupt inside the garbage collector; nothing that is dead lies longer than this.
+_PATROL_SECONDS: Final = 10.0
 # A keep-alive may be late twice before the daemon gives a session up.
 _KEEP_ALIVES_PER_TTL: Final = 3
 
@@ -316,11 +318,9 @@ class Session:
         interval = self._ttl / _KEEP_ALIVES_PER_TTL if self._ttl else None
         keep_alive = Deadline(interval)
         while not self.ended:
-            pause = keep_alive.remaining
-            if self.has_work():
-                pause = _RETRY_SECONDS if pause is None else min(pause, _RETRY_SECONDS)
+            pause = _RETRY_SECONDS if self.has_work() else _PATROL_SECONDS
             try:
-                await self._transport.wait(pause)
+                await self._transport.wait(min(pause, keep_alive.remaining or pause))
             except asyncio.CancelledError:  # the event loop ends, and a pool may have been forgotten
                 with suppress(errors.SlabdError):
                     await self.drain()

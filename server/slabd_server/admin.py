@@ -44,11 +44,18 @@ class Whereabouts:
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """The operator's side of the contract."""
 
-    def __init__(self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], whereabouts: Whereabouts) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        segments: Mapping[str, HeapSegment],
+        whereabouts: Whereabouts,
+        set_serving: Callable[[bool], Awaitable[None]],
+    ) -> None:
         self._dispatcher = dispatcher
         self._engine = dispatcher.engine
         self._segments = segments
         self._whereabouts = whereabouts
+        self._set_serving = set_serving
         self._started = dispatcher.now()
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
@@ -92,6 +99,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         """Stop taking new work, and wait for the last block."""
         self._dispatcher.perform(self._engine.drain(resume=request.resume).effects)
+        await self._set_serving(request.resume)
         if not request.resume and request.HasField("timeout"):
             await self._dispatcher.idle(wire.seconds(request.timeout))
         return admin_pb2.DrainResponse(

@@ -77,7 +77,7 @@ class Daemon:
     async def _bring_up(self) -> None:
         config = self._config
         _raise_descriptor_limit()
-        rundir = RuntimeDir(config.runtime_dir, socket_mode=config.socket_mode)
+        rundir = RuntimeDir(config.runtime_dir, socket_mode=config.socket_mode, private=config.stop_on_eof)
         self._stack.callback(rundir.close)
         rundir.sweep()
         self._segments = {heap.name: self._make_segment(heap) for heap in config.heaps}
@@ -95,11 +95,15 @@ class Daemon:
             self._attach.listen(rundir.attach_socket, config.socket_mode)
         except OSError as error:
             raise StartError(f"cannot listen on {rundir.attach_socket}: {error.strerror}") from None
-        for name in ("", _POOL, _ADMIN):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._set_serving(True)
         self._watch_signals()
         self._print_banner(addresses, rundir, metrics_address)
         notify(READY="1", STATUS="serving")
+
+    async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - the one thing it sets
+        answer = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", _POOL, _ADMIN):
+            await self._health.set(name, answer)
 
     def _make_segment(self, heap: HeapConfig) -> HeapSegment:
         segment = HeapSegment.create(heap.name, heap.size_bytes, prefault=heap.prefault, huge_pages=heap.huge_pages)
@@ -142,7 +146,7 @@ class Daemon:
             runtime_dir=str(rundir.path), addresses=tuple(addresses), metrics_address=metrics_address
         )
         pool = PoolService(self._dispatcher, self._segments, grace=config.drain_seconds)
-        admin = AdminService(self._dispatcher, self._segments, whereabouts)
+        admin = AdminService(self._dispatcher, self._segments, whereabouts, self._set_serving)
         pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

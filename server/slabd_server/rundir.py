@@ -21,8 +21,8 @@ _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 class RuntimeDir:
     """The daemon's runtime directory, held under an exclusive lock until `close`."""
 
-    def __init__(self, path: Path, *, socket_mode: int) -> None:
-        """Make the directory if need be, check it, and lock it.
+    def __init__(self, path: Path, *, socket_mode: int, private: bool = False) -> None:
+        """Make the directory if need be, check it, and lock it; a `private` one is removed again by `close`.
 
         Raises:
             StartError: another daemon has it, somebody else could tamper with it, or it cannot be used.
@@ -31,9 +31,10 @@ class RuntimeDir:
         self.grpc_socket: Final = path / GRPC_SOCKET
         self.attach_socket: Final = path / ATTACH_SOCKET
         self._swept = False
+        self._private = private
         try:
-            private = not socket_mode & (stat.S_IRWXG | stat.S_IRWXO)
-            path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
+            ours_alone = not socket_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            path.mkdir(mode=0o700 if ours_alone else 0o755, parents=True, exist_ok=True)
             _check_owner(path)
             self._lock = self._take_lock(path / LOCK_FILE)
         except OSError as error:
@@ -79,6 +80,11 @@ class RuntimeDir:
         for path in (self.grpc_socket, self.attach_socket) if self._swept else ():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+        if self._private:
+            # Its maker removes it too, unless the maker was killed.
+            with contextlib.suppress(OSError):
+                (self.path / LOCK_FILE).unlink()
+                self.path.rmdir()
         os.close(self._lock)
 
 

@@ -135,7 +135,10 @@ def test_drain_and_resume(daemon: DaemonProcess, puppet: Callable[..., Puppet]) 
     future = daemon.admin.Drain.future(request)
     client.do("release", number)
     assert future.result().leases == 0
+    health: Any = health_pb2_grpc.HealthStub(daemon.channel)
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not daemon.admin.Drain(admin_pb2.DrainRequest(resume=True)).draining
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     client.do("lease", 64)
 
 
@@ -323,6 +326,7 @@ def test_a_daemon_ends_with_its_parent(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(PATIENCE_SECONDS) == 0
+    assert not tmp_path.exists()
 
 
 def test_another_user_is_not_admitted(daemon: DaemonProcess) -> None:

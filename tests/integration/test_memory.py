@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fixtures.daemons import DaemonProcess, eventually
 
 import slabd
 from slabd_proto.v1 import admin_pb2
-from tests.fixtures.daemons import DaemonProcess, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

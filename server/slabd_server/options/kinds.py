@@ -14,11 +14,15 @@ import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 from slabd_server.units import exact_size, parse_size
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -309,8 +313,15 @@ class OrOff(Kind[T | None]):
         """Read `off`, or what the other kind reads."""
         if text.strip() == "off":
             return None
+        return self._inner(self.kind.from_text, text)
+
+    def from_toml(self, value: object) -> T | None:
+        """Read `off`, or what the other kind reads."""
+        return None if value == "off" else self._inner(self.kind.from_toml, value)
+
+    def _inner(self, read: Callable[[V], T], value: V) -> T:
         try:
-            return self.kind.from_text(text)
+            return read(value)
         except NotAllowed as error:
             raise self.refused(error.value) from None
 

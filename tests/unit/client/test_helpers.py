@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slabd.helpers import call_safely, submit
+from slabd.helpers import call_safely, cancel_by
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -70,10 +70,31 @@ def test_a_finished_call_keeps_nothing_alive() -> None:
     gone = threading.Event()
     thing = threading.Event()
     watch = weakref.ref(thing, lambda _: gone.set())
-    submit(partial(id, thing)).get().get()
+    call_safely(partial(id, thing))
     del thing
     for _ in range(1000):
         if watch() is None:
             break
         time.sleep(0.01)
     assert gone.is_set()
+
+
+def test_an_interrupt_cancels_what_can_be_cancelled() -> None:
+    """A lease that waits leaves the daemon's queue."""
+    cancelled = threading.Event()
+
+    def call() -> None:
+        cancel_by(cancelled.set)
+        cancelled.wait(10)
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Alarm):
+            call_safely(call)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert cancelled.wait(10)
