@@ -12,7 +12,7 @@ from slabd_server.core import inspection
 from slabd_server.core.records import BlockState, SessionState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from slabd_server.core.stats import HeapInfo, LeaseInfo, SessionInfo
     from slabd_server.dispatch import Dispatcher
