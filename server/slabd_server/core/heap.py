@@ -15,7 +15,8 @@ Invariants:
     used_bytes + available_bytes = total_bytes
     used_bytes = sum of the sizes of the granted blocks = PAGE * _range_pages + sum of size * used over the classes
     available_bytes = free_bytes (page ranges) + slab_free_bytes (free slots, and tails too short for a slot)
-    _by_size = the classes of the configuration, _native, and those some adopted block had (foreign: they serve nothing)
+    _by_size = the classes below a page, _native, and those some adopted block had (foreign: they serve nothing)
+    a block of the largest class, one page, is a granted range: a slab of pages would only cost books. _singles of them
     _owners[p] = slab           for every page p of every slab
     _owners[p] = n              for every granted range of the pages [p, p + n), at its first page only
     the pages of slabs, the granted ranges and the free extents tile [0, total_bytes / PAGE)
@@ -101,6 +102,7 @@ class Heap:
         "_range_pages",
         "_ranges",
         "_routes",
+        "_singles",
         "slab_moves_from",
         "slab_moves_to",
     )
@@ -116,15 +118,17 @@ class Heap:
         pages, phase = size >> PAGE_SHIFT, base >> PAGE_SHIFT
         self._decaying = None if memory is None else DecayingExtents(pages, phase, memory)
         self._extents = self._decaying or Extents(pages, phase)
-        self._by_size = {c: SlabClass(c) for c in class_sizes(size_classes)}
+        sizes = class_sizes(size_classes)
+        self._by_size = {c: SlabClass(c) for c in sizes if c < PAGE}
         self._native = tuple(self._by_size.values())
         self._routes = {
-            alignment: tuple(self._native[index] for index in route)
-            for alignment, route in routes(self._by_size).items()
+            alignment: tuple(self._by_size.get(sizes[index]) for index in route)
+            for alignment, route in routes(sizes).items()
         }
         self._owners: dict[int, Slab | int] = {}
         self._ranges = 0
         self._range_pages = 0
+        self._singles = 0
         self.slab_moves_to = 0
         self.slab_moves_from = 0
 
@@ -147,6 +151,8 @@ class Heap:
         if route is None or not 0 <= size <= MAX_CLASS:
             return self._grant_pages(size, alignment)
         cls = route[(size + _ROUND) >> QUANTUM_SHIFT]
+        if cls is None:
+            return self._grant_pages(size, alignment)
         offset = cls.take()
         if offset >= 0:
             return _tuple(Extent, (offset, cls.size))
@@ -168,8 +174,7 @@ class Heap:
             raise UnknownBlock(f"no block begins at {offset}")
         page = offset >> PAGE_SHIFT
         del self._owners[page]
-        self._ranges -= 1
-        self._range_pages -= owner
+        self._count_range(owner, -1)
         self._extents.give(page, owner)
         return owner << PAGE_SHIFT
 
@@ -287,11 +292,9 @@ class Heap:
 
     def classes(self) -> tuple[ClassStats, ...]:
         """Return the books of each class, the smallest first, and of the page ranges, as size 0, before them."""
-        ranges = ClassStats(0, 0, self._ranges, 0)
-        return (
-            ranges,
-            *(ClassStats(c.size, c.slabs, c.used, c.slots - c.used) for _, c in sorted(self._by_size.items())),
-        )
+        ranges = ClassStats(0, 0, self._ranges - self._singles, 0)
+        slabs = (ClassStats(c.size, c.slabs, c.used, c.slots - c.used) for _, c in sorted(self._by_size.items()))
+        return ranges, *slabs, ClassStats(PAGE, self._singles, self._singles, 0)
 
     def blocks(self) -> Iterator[Extent]:
         """Yield every granted block, by offset within a slab, slabs and ranges in no order. Linear."""
@@ -325,8 +328,7 @@ class Heap:
         if page < 0:
             self._refuse(size, alignment)
         self._owners[page] = pages
-        self._ranges += 1
-        self._range_pages += pages
+        self._count_range(pages, 1)
         return _tuple(Extent, (page << PAGE_SHIFT, pages << PAGE_SHIFT))
 
     def _take_pages(self, pages: int, align: int) -> int:
@@ -336,8 +338,13 @@ class Heap:
         if not self._extents.take_at(page, pages):
             raise InvariantBroken(f"block {page << PAGE_SHIFT}+{pages << PAGE_SHIFT} overlaps another")
         self._owners[page] = pages
-        self._ranges += 1
-        self._range_pages += pages
+        self._count_range(pages, 1)
+
+    def _count_range(self, pages: int, ranges: int) -> None:
+        self._ranges += ranges
+        self._range_pages += ranges * pages
+        if pages == 1:
+            self._singles += ranges
 
     # -- slabs
 
@@ -428,7 +435,8 @@ class Heap:
         route = self._routes.get(alignment)
         if route is None or size > MAX_CLASS:
             return max(page_rounded(size), PAGE)
-        return route[(size + _ROUND) >> QUANTUM_SHIFT].size
+        cls = route[(size + _ROUND) >> QUANTUM_SHIFT]
+        return PAGE if cls is None else cls.size
 
     def _refuse(self, size: int, alignment: int) -> NoReturn:
         rounded = self._rounded(size, alignment)
@@ -470,9 +478,10 @@ class Heap:
             if cls.size != size:
                 raise InvariantBroken(f"{cls!r} is filed under {size}")
         ranges = {page: owner for page, owner in self._owners.items() if isinstance(owner, int)}
-        counted, truth = (self._ranges, self._range_pages), (len(ranges), sum(ranges.values()))
+        counted = (self._ranges, self._range_pages, self._singles)
+        truth = (len(ranges), sum(ranges.values()), sum(pages == 1 for pages in ranges.values()))
         if counted != truth:
-            raise InvariantBroken(f"{counted} (ranges, pages) counted, {truth} are there")
+            raise InvariantBroken(f"{counted} (ranges, pages, single pages) counted, {truth} are there")
         self._check_owners(slabs)
         self._check_tiling([*((slab.start, slab.pages) for slab in slabs), *ranges.items(), *self._extents])
 
