@@ -79,9 +79,9 @@ class Names:
             engine.release(key, refs, now=1.0)
 
 
-def row(size: int, number: int, heap_bytes: int) -> dict[str, float]:
+def row(size: int, number: int) -> dict[str, float]:
     """Measure one size in this process."""
-    engine, key = make_engine(heap_bytes)
+    engine, key = make_engine(1 << 40)
     names = Names(number)
     order = array("I", range(number))
     before = resident_bytes()
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--row", nargs=2, type=int, metavar=("SIZE", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(row(*options.row, heap_bytes=1 << 40)))
+        print(json.dumps(row(*options.row)))
         return
     number = 100_000 if options.quick else 1_000_000
     if options.output == "table":

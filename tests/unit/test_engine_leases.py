@@ -191,3 +191,12 @@ def test_heaps_are_apart() -> None:
     assert isinstance(world.release(second, block.ref).results[0], UnknownBlock)
     with pytest.raises(TooLarge):
         world.lease(second, 65 * KIB)
+
+
+def test_idle_slabs_do_not_stand_in_a_batchs_way() -> None:
+    """A batch that fits an empty heap is granted, though slabs that nobody needs lie across it."""
+    world = World()
+    key = world.session()
+    blocks = world.lease(key, 200 * KIB, 65)
+    world.release(key, *(block.ref for block in blocks))
+    assert len(world.lease(key, 1, 200 * KIB, 700 * KIB)) == 3

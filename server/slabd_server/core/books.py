@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.chains import Chain, Links
-from slabd_server.core.errors import InvariantBroken, NoMemory, UnknownBlock
+from slabd_server.core.errors import InvariantBroken, NoMemory, OutOfMemory, UnknownBlock
 from slabd_server.core.ledger import Flag, Kind, Ledger, Record
 from slabd_server.core.records import NO_SESSION, Block, BlockRef, BlockState, SlotId
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from slabd_server.core.accounts import Account
     from slabd_server.core.cleaner import Cleaner
-    from slabd_server.core.heap import Heap
+    from slabd_server.core.heap import Extent, Heap
     from slabd_server.core.records import EndCause, LeaseItem, SessionId
     from slabd_server.core.store import Store
 
@@ -138,15 +138,7 @@ class Books:
             InvalidSize, InvalidAlignment: one of them never can; nothing has changed.
         """
         self.ledger.reserve(len(items))
-        extents: list[tuple[int, int]] = []
-        try:
-            for item in items:
-                offset, size = self.allocator.grant(item.size, item.alignment)
-                extents.append((offset, size))
-        except Exception:
-            for offset, _ in extents:
-                self.allocator.free(offset)
-            raise
+        extents = self._allocate(items)
         blocks = []
         for item, (offset, size) in zip(items, extents, strict=True):
             record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, account.id, sequence, now)
@@ -162,6 +154,30 @@ class Books:
         self.tallies.leases_granted += len(blocks)
         self.used_peak_bytes = max(self.used_peak_bytes, self.used_bytes)
         return tuple(blocks)
+
+    def _allocate(self, items: Sequence[LeaseItem]) -> list[Extent]:
+        """Find a place for each item: for all, or none."""
+        if len(items) == 1:
+            return [self.allocator.grant(items[0].size, items[0].alignment)]
+        # The largest first, while there is most room. When that fails, idle slabs were given back too late to make room
+        # for those that came before: once more, without them.
+        order = sorted(range(len(items)), key=lambda index: -items[index].size)
+        try:
+            placed = self._place(items, order)
+        except OutOfMemory:
+            placed = self._place(items, order)
+        return [placed[index] for index in range(len(items))]
+
+    def _place(self, items: Sequence[LeaseItem], order: Sequence[int]) -> dict[int, Extent]:
+        placed: dict[int, Extent] = {}
+        try:
+            for index in order:
+                placed[index] = self.allocator.grant(items[index].size, items[index].alignment)
+        except Exception:
+            for extent in placed.values():
+                self.allocator.free(extent.offset)
+            raise
+        return placed
 
     def disown(self, account: Account, slot: SlotId, *, sequence: int, cause: str) -> int:
         """End a session's lease of a block it owns; return how many bytes became free by it."""
