@@ -242,7 +242,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_head_waits_for_a_reason(self) -> None:
-        """Nobody waits while the head of the queue would fit. (Several blocks at once may fit in one order only.)"""
+        """Nobody waits while the head of the queue would fit; several blocks at once may fit in one order only."""
         head = self.world.heap.waiters.head
         if head is not None and len(head.request.items) == 1:
             with pytest.raises(OutOfMemory):
