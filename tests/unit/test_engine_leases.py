@@ -21,6 +21,7 @@ from slabd_server.core.errors import (
     WrongSecret,
 )
 from slabd_server.core.records import Access, BlockRef, LeaseItem, SessionId, SessionKey, SlotId
+from slabd_server.core.sessions import REMEMBERED_ANSWERS, REMEMBERED_ITEMS
 
 
 def test_a_lease_is_counted_and_comes_back() -> None:
@@ -135,6 +136,22 @@ def test_a_repeated_sequence_gets_the_same_answer() -> None:
     refs = [block.ref for block in first]
     released = world.release(key, *refs, sequence=8).results
     assert world.release(key, *refs, sequence=8).results == released == (None, None)
+
+
+def test_long_answers_are_forgotten_sooner() -> None:
+    """A session cannot make the daemon remember more than so many items, and the latest answer is always kept."""
+    world = World()
+    key = world.session()
+    session = world.engine.sessions.authenticate(key)
+    for sequence in range(1, 20):
+        blocks = world.lease(key, *[64] * 2000, sequence=sequence)
+        world.engine.release(key, [block.ref for block in blocks], now=world.now)
+    assert sum(items for *_, items in session.answers.values()) <= REMEMBERED_ITEMS
+    assert world.lease(key, *[64] * 2000, sequence=19) == blocks
+    assert world.used == 0
+    for sequence in range(20, 2000):
+        world.engine.release(key, [blocks[0].ref], now=world.now, sequence=sequence)
+    assert len(session.answers) == REMEMBERED_ANSWERS
 
 
 def test_a_sequence_cannot_serve_two_requests() -> None:

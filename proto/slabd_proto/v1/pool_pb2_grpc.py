@@ -31,7 +31,7 @@ class PoolServiceStub(object):
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
-    for no such care. The daemon remembers the last 1,024 answers of a session.
+    for no such care. The daemon remembers the last 1,024 answers of a session, or as many as have 16,384 items in all.
     """
 
     def __init__(self, channel):
@@ -113,7 +113,7 @@ class PoolServiceServicer(object):
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
-    for no such care. The daemon remembers the last 1,024 answers of a session.
+    for no such care. The daemon remembers the last 1,024 answers of a session, or as many as have 16,384 items in all.
     """
 
     def OpenSession(self, request, context):
@@ -290,7 +290,7 @@ class PoolService(object):
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
-    for no such care. The daemon remembers the last 1,024 answers of a session.
+    for no such care. The daemon remembers the last 1,024 answers of a session, or as many as have 16,384 items in all.
     """
 
     @staticmethod

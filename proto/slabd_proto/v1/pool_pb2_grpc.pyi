@@ -239,7 +239,7 @@ class PoolServiceStub(typing.Generic[_PoolServiceOpenSessionType, _PoolServiceKe
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
-    for no such care. The daemon remembers the last 1,024 answers of a session.
+    for no such care. The daemon remembers the last 1,024 answers of a session, or as many as have 16,384 items in all.
     """
 
     @typing.overload
@@ -456,7 +456,7 @@ class PoolServiceServicer(metaclass=abc.ABCMeta):
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
-    for no such care. The daemon remembers the last 1,024 answers of a session.
+    for no such care. The daemon remembers the last 1,024 answers of a session, or as many as have 16,384 items in all.
     """
 
     @abc.abstractmethod

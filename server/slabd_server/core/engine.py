@@ -250,7 +250,7 @@ class Engine:
             except CoreError as error:
                 results.append(error.with_traceback(None))
         outcome = Itemised(tuple(results))
-        session.remember(sequence, request, outcome)
+        session.remember(sequence, request, outcome, items=len(items))
         return Itemised(outcome.results, self._leasing.serve(self._heap_of(session), now=now))
 
     def locate(self, key: SessionKey, ref: BlockRef, *, writable: bool) -> Block:

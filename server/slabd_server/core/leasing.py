@@ -129,7 +129,7 @@ class Leasing:
 def _grant(served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
     session = request.session
     blocks = served.books.grant(session, request.items, request.purpose, sequence=request.sequence, now=now)
-    session.remember(request.sequence, request.fingerprint, Leased(blocks))
+    session.remember(request.sequence, request.fingerprint, Leased(blocks), items=len(blocks))
     return blocks
 
 

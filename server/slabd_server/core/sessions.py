@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from slabd_server.core.records import EndCause, Ticket
 
 REMEMBERED_ANSWERS: Final = 1024
+REMEMBERED_ITEMS: Final = 16_384
 SECRET_BYTES: Final = 16
 
 
@@ -49,6 +50,7 @@ class Session(Account):
     """One session."""
 
     __slots__ = (
+        "_remembered_items",
         "access",
         "answers",
         "attached",
@@ -96,7 +98,8 @@ class Session(Account):
         self.cause: EndCause | None = None
         self.tickets: dict[Ticket, None] = {}
         self.in_flight: dict[int, Ticket] = {}
-        self.answers: OrderedDict[int, tuple[int, object]] = OrderedDict()
+        self.answers: OrderedDict[int, tuple[int, object, int]] = OrderedDict()
+        self._remembered_items = 0
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.name!r} {self.state.value}: {len(self.owned)} leases, {len(self.held)} opens>"
@@ -124,18 +127,22 @@ class Session(Account):
             raise SequenceInFlight(f"sequence number {sequence} of session {self.id} is still under way")
         if (known := self.answers.get(sequence)) is None:
             return None
-        fingerprint, answer = known
+        fingerprint, answer, _ = known
         if fingerprint != hash(request):
             raise SequenceReused(f"sequence number {sequence} of session {self.id} was used by a different request")
         return answer
 
-    def remember(self, sequence: int, request: Hashable, answer: object) -> None:
-        """Keep an answer for a repeated call; the oldest one is forgotten."""
+    def remember(self, sequence: int, request: Hashable, answer: object, *, items: int) -> None:
+        """Keep an answer of so many items for a repeated call; the oldest ones are forgotten when it gets too much."""
         if sequence == 0:
             return
-        self.answers[sequence] = (hash(request), answer)
-        if len(self.answers) > REMEMBERED_ANSWERS:
-            self.answers.popitem(last=False)
+        self.answers[sequence] = (hash(request), answer, items)
+        self._remembered_items += items
+        while len(self.answers) > REMEMBERED_ANSWERS or (
+            self._remembered_items > REMEMBERED_ITEMS and len(self.answers) > 1
+        ):
+            _, (_, _, forgotten) = self.answers.popitem(last=False)
+            self._remembered_items -= forgotten
 
     def check(self) -> None:
         """Raise InvariantBroken when the session contradicts itself or the ledger. Linear in its blocks."""
