@@ -34,8 +34,8 @@ from slabd_proto.attach import (
 )
 from slabd_proto.v1 import attach_pb2
 from slabd_server import __version__, wire
-from slabd_server.core.errors import AccessDenied, CoreError, InvalidArgument, UnsupportedVersion
-from slabd_server.core.records import Access, Peer
+from slabd_server.core.errors import AccessDenied, CoreError, InvalidArgument, TooManySessions, UnsupportedVersion
+from slabd_server.core.records import Access, Peer, SessionKey
 from slabd_server.core.sessions import SECRET_BYTES
 from slabd_server.status import code_and_reason
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS: Final = 5.0
 HANDSHAKES_MAX: Final = 256
 _ACCEPT_PAUSE_SECONDS: Final = 0.5
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED: Final = struct.Struct("iII")
 # Python 3.11 has no names for these: include/uapi/asm-generic/socket.h.
 _SO_PEERGROUPS: Final = 59
@@ -126,7 +127,7 @@ class AttachServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno not in _EXHAUSTED:
                     raise
                 log.error("cannot accept clients for a moment: %s", error)  # noqa: TRY400 - no defect of ours
                 break
@@ -194,31 +195,40 @@ class AttachServer:
         except BaseException:
             os.close(pidfd)
             raise
+        try:
+            heap_fd = self._heap_fd(session)
+        except OSError as error:
+            os.close(pidfd)
+            _, effects = self._engine.close_session(SessionKey(session.id, session.secret), now=self._dispatcher.now())
+            self._dispatcher.perform(effects)
+            raise _no_descriptor(error) from None
         self._connections[session.id] = _Connection(connection, pidfd)
         self._loop.add_reader(connection, self._heard, session.id, connection)
         self._loop.add_reader(pidfd, self._exited, session.id)
         log.info(
             "session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, hello.heap
         )
-        self._welcome(connection, session)
+        self._welcome(connection, session, heap_fd)
         return True
 
-    def _welcome(self, connection: socket.socket, session: Session) -> None:
+    def _heap_fd(self, session: Session) -> int:
+        """Return a descriptor of the session's heap with the session's access, to send and then to close."""
         segment = self._segments[session.books.name]
+        return os.dup(segment.fd) if session.access is Access.READ_WRITE else segment.read_only_fd()
+
+    def _welcome(self, connection: socket.socket, session: Session, heap_fd: int) -> None:
         served = self._engine.heaps[session.books.name]
         reply = attach_pb2.AttachReply(
             session=wire.session(session, served, __version__),
             descriptors=[attach_pb2.ATTACH_DESCRIPTOR_HEAP],
         )
-        heap_fd = segment.fd if session.access is Access.READ_WRITE else segment.read_only_fd()
         try:
             # A frame fits any socket buffer, so this never blocks; a client that is gone already is heard by its
             # hang-up.
             with contextlib.suppress(ConnectionError, BlockingIOError):
                 socket.send_fds(connection, [pack_frame(reply.SerializeToString())], [heap_fd])
         finally:
-            if heap_fd != segment.fd:
-                os.close(heap_fd)
+            os.close(heap_fd)
 
     def _say_no(self, connection: socket.socket, reply: attach_pb2.AttachReply) -> None:
         with contextlib.suppress(OSError):
@@ -274,6 +284,7 @@ def identify(connection: socket.socket) -> tuple[Peer, int]:
 
     Raises:
         AccessDenied: the process cannot be watched, so its memory could not be taken back safely.
+        TooManySessions: there is no descriptor left.
     """
     pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     peer = Peer(pid=pid, uid=uid, gids=_groups(connection) | {gid})
@@ -281,7 +292,7 @@ def identify(connection: socket.socket) -> tuple[Peer, int]:
         return peer, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:
         if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.ESRCH):
-            raise
+            raise _no_descriptor(error) from None
         unsupported = error.errno == errno.ENOPROTOOPT
     if not unsupported or pid == 0:
         raise AccessDenied(f"the process (pid {pid}) has exited or cannot be watched from the daemon's pid namespace")
@@ -290,6 +301,13 @@ def identify(connection: socket.socket) -> tuple[Peer, int]:
         return peer, os.pidfd_open(pid)
     except OSError as error:
         raise AccessDenied(f"the process (pid {pid}) cannot be watched: {error}") from None
+
+
+def _no_descriptor(error: OSError) -> CoreError:
+    """Return what a client is told that came when the daemon had no file descriptor left."""
+    if error.errno not in _EXHAUSTED:
+        raise error
+    return TooManySessions(f"the daemon admits no further client now: {error.strerror}")
 
 
 def _groups(connection: socket.socket) -> frozenset[int]:
