@@ -205,9 +205,8 @@ class AttachServer:
         self._connections[session.id] = _Connection(connection, pidfd)
         self._loop.add_reader(connection, self._heard, session.id, connection)
         self._loop.add_reader(pidfd, self._exited, session.id)
-        log.info(
-            "session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, hello.heap
-        )
+        heap = session.books.name
+        log.info("session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, heap)
         self._welcome(connection, session, heap_fd)
         return True
 

@@ -179,11 +179,18 @@ def test_heaps_and_classes() -> None:
         admin_pb2.SizeClassInfo(size=0, used_blocks=5),
         admin_pb2.SizeClassInfo(size=128, slabs=2, used_blocks=3, free_blocks=61),
     ]
-    heap = admin_pb2.HeapInfo(stats=books(), size_classes=classes, free_ranges=4, page_backing="4KiB", prefault=True)
+    heap = admin_pb2.HeapInfo(
+        stats=books(),
+        size_classes=classes,
+        free_ranges=4,
+        page_backing="4KiB",
+        prefault=True,
+        resident_bytes=32 << 20,
+    )
     answer = admin_pb2.ListHeapsResponse(heaps=[heap])
     text = "\n".join(HEAPS.lines(answer, Namespace(), PLAIN))
     assert "free ranges  4, the largest 32 MiB" in text
-    assert "memory       4KiB, touched at start" in text
+    assert "memory       32 MiB resident, 4KiB, touched at start" in text
     lines = CLASSES.lines(answer, Namespace(), PLAIN)
     assert lines[1].split() == ["default", "pages", "-", "5", "-", "-"]
     assert lines[2].split() == ["default", "128", "B", "2", "3", "61", "384", "B"]

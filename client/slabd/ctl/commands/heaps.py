@@ -62,8 +62,12 @@ def _heap_facts(heap: HeapInfo) -> list[tuple[str, str]]:
         ("bytes", state_text(stats.states)),
         ("asked for", f"{human_bytes(stats.requested_bytes)} of the {human_bytes(stats.used_bytes)} used"),
         ("free ranges", f"{human_count(heap.free_ranges)}, the largest {human_bytes(stats.largest_free_block_bytes)}"),
-        ("memory", f"{heap.page_backing}, {'touched at start' if heap.prefault else 'touched on first use'}"),
+        ("memory", f"{human_bytes(heap.resident_bytes)} resident, {heap.page_backing}{_prefaulted(heap)}"),
     ]
+
+
+def _prefaulted(heap: HeapInfo) -> str:
+    return ", touched at start" if heap.prefault else ""
 
 
 HEAPS = Command(
