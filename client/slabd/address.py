@@ -1,7 +1,7 @@
 """Where the daemon is: what a user may write, read into one of two addresses. Pure: the environment is a parameter.
 
-A runtime directory (a path, or `unix:/dir`) means the unix sockets in it and a mapping; `tcp://host:port`, or
-`host:port`, means gRPC alone.
+A runtime directory (a path, or `unix:/dir`) means the unix sockets in it and a mapping; the path of one of these
+sockets means its directory. `tcp://host:port`, or `host:port`, means gRPC alone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ class LocalAddress:
 
     @property
     def target(self) -> str:
-        """What gRPC calls the daemon's socket: a URI, so that blanks and percent signs in a path survive."""
-        return "unix:" + quote(str(self.runtime_dir / runtime.GRPC_SOCKET))
+        """What gRPC calls the daemon's socket for clients."""
+        return self.target_of(runtime.GRPC_SOCKET)
+
+    def target_of(self, name: str) -> str:
+        """Return what gRPC calls a socket: a URI, so that blanks and percent signs in a path survive."""
+        return "unix:" + quote(str(self.runtime_dir / name))
 
     def __str__(self) -> str:
         return f"unix:{self.runtime_dir}"
@@ -113,12 +117,12 @@ def _local(path: str) -> LocalAddress:
         raise InvalidAddress(f"{path!r} is no directory's name")
     # Absolute from the start: the process may change its directory before a forked child connects anew.
     directory = PurePosixPath(os.path.abspath(path))  # noqa: PTH100  # a path of text, and resolve() would follow links
-    if directory.name == runtime.GRPC_SOCKET:
+    if directory.name in runtime.SOCKETS:
         directory = directory.parent
-    address = LocalAddress(directory)
-    if len(os.fsencode(str(address.attach_path))) > runtime.MAX_SOCKET_PATH_BYTES:
+    longest = str(directory / runtime.LONGEST_SOCKET)
+    if len(os.fsencode(longest)) > runtime.MAX_SOCKET_PATH_BYTES:
         raise InvalidAddress(
-            f"{address.attach_path} has {len(os.fsencode(str(address.attach_path)))} bytes; "
+            f"{longest} has {len(os.fsencode(longest))} bytes; "
             f"a socket's path has at most {runtime.MAX_SOCKET_PATH_BYTES}: use a shorter runtime directory"
         )
-    return address
+    return LocalAddress(directory)

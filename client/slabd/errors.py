@@ -17,6 +17,7 @@ SlabdError
 ├── StaleHandle         (LookupError)        re-issued, used up, expired, or of another heap
 ├── UnknownBlock        (LookupError)        the session does not hold this block
 ├── UnknownHeap         (LookupError)
+├── NoSuchSession       (LookupError)        an operator named a session that there is not
 ├── AccessDenied        (PermissionError)
 │   └── ReadOnly                             the pool is read-only
 ├── DaemonUnavailable   (ConnectionError)    nobody answers
@@ -107,6 +108,10 @@ class UnknownBlock(SlabdError, LookupError):
 
 class UnknownHeap(SlabdError, LookupError):
     """The daemon has no heap of this name."""
+
+
+class NoSuchSession(SlabdError, LookupError):
+    """The session that an operator named is not there, or not any more."""
 
 
 class AccessDenied(SlabdError, PermissionError):

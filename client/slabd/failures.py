@@ -42,6 +42,7 @@ CLASS_OF_REASON: Final[dict[error_pb2.ErrorReason.ValueType, type[errors.SlabdEr
     error_pb2.ERROR_REASON_LEDGER_FULL: errors.LedgerFull,
     error_pb2.ERROR_REASON_TOO_MANY_SESSIONS: errors.TooManySessions,
     error_pb2.ERROR_REASON_INTERNAL: errors.InternalError,
+    error_pb2.ERROR_REASON_NO_SUCH_SESSION: errors.NoSuchSession,
 }
 """Every reason but UNSPECIFIED, which means success; a test holds it against the enum."""
 

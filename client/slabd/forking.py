@@ -5,8 +5,8 @@ inside a gRPC call; if one was, the child hangs at its first call, for ever. So 
 gate, and a fork closes it:
 
     before     close the gate, cut short the calls that are futures (they are made again afterwards, with the same
-               sequence number), and wait until no call is under way
-    in parent  open the gate
+               sequence number), and wait until no call is under way; then every session prepares for its heirs
+    in parent  every session knows that it has one more, and the gate is opened
     in child   a new gate, and every session becomes an inherited one, which is never used again
 
 grpc.aio is used nowhere: its poller thread is always inside gRPC, and a process that has used it once can have children
@@ -100,7 +100,13 @@ class Gate:
 
 
 class Inheritable(Protocol):
-    """What has to know that it came into this process by a fork."""
+    """What has to know that it came into this process by a fork, or that its process forks."""
+
+    def about_to_fork(self) -> None:
+        """Take note. Called in the parent, in the thread that forks, when no call is under way."""
+
+    def has_forked(self) -> None:
+        """Take note. Called in the parent afterwards, in the same thread, also when no child came of it."""
 
     def become_inherited(self) -> None:
         """Take note. Called in the child, before anything else runs there."""
@@ -110,6 +116,8 @@ gate: Final = Gate()
 _inheritables: weakref.WeakSet[Inheritable] = weakref.WeakSet()
 # Inherited sessions stay here: their attach sockets tell the daemon that somebody can still touch the parent's blocks.
 _kept: list[Inheritable] = []
+# Those who were told before a fork and have to be told after it. The gate lets one thread at a time fork.
+_forking: list[Inheritable] = []
 _doomed = False
 
 
@@ -127,13 +135,27 @@ def check_child_can_call() -> None:
         )
 
 
+def _before() -> None:
+    gate.close()
+    _forking.extend(_inheritables)
+    for inheritable in _forking:
+        inheritable.about_to_fork()
+
+
+def _after_in_parent() -> None:
+    while _forking:
+        _forking.pop().has_forked()
+    gate.open()
+
+
 def _after_in_child() -> None:
     global _doomed  # noqa: PLW0603  # a fact about this process
     _doomed = gate.used
     gate.reset()
+    _forking.clear()
     for inheritable in list(_inheritables):
         inheritable.become_inherited()
         _kept.append(inheritable)
 
 
-os.register_at_fork(before=gate.close, after_in_parent=gate.open, after_in_child=_after_in_child)
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

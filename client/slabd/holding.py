@@ -61,6 +61,10 @@ class Returnable(Protocol):
     def owned(self) -> bool:
         """Whether the session owns its lease."""
 
+    @property
+    def serial(self) -> int:
+        """Its number in this process; 0 when it never came into anybody's care."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrantedBlock:
@@ -68,6 +72,7 @@ class GrantedBlock:
 
     name: BlockName
     owned: bool
+    serial: int = 0
 
 
 class _Bell(weakref.ref[Any]):
@@ -90,6 +95,10 @@ class _AnchorRef(weakref.ref[Any]):
     holding: weakref.ref[Holding]
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Holdings:
     """All blocks that one session holds in this process."""
 
@@ -100,6 +109,9 @@ class Holdings:
         # By serial and not by name: a session may open the same block twice, or open what it shares itself.
         self._records: dict[int, _AnchorRef] = {}
         self._dead: deque[_AnchorRef] = deque()
+        self._last_death: Callable[[], None] = _nothing
+        self._deaths = itertools.count(1)
+        self._heirlooms = 0
         self.inherited = False
 
     def __len__(self) -> int:
@@ -114,8 +126,20 @@ class Holdings:
         return serial in self._records
 
     def next_serial(self) -> int:
-        """Return a number for one more block."""
+        """Return a number for one more block. No block has a larger one yet."""
         return next(self._serials)
+
+    def become_inherited(self, last_death: Callable[[], None]) -> None:
+        """In a forked child: from now on nothing is given back, and `last_death` is called when no view is left.
+
+        It may be called at once, and it may be called inside the garbage collector.
+        """
+        self.inherited = True
+        self._last_death = last_death
+        self._deaths = itertools.count(1)
+        self._heirlooms = sum(1 for record in self._records.values() if record() is not None)
+        if not self._heirlooms:
+            last_death()
 
     def anchor(self, holding: Holding) -> tuple[memoryview | None, object | None]:
         """Make an anchor for a block, watch it, and return the view over it, or the bare anchor without a mapping."""
@@ -188,7 +212,10 @@ class Holdings:
         let_go([holding for holding in holdings if holding is not None])
 
     def _ring(self, bell: weakref.ref[Any]) -> None:
-        if isinstance(bell, _Bell) and not bell.quiet and not self.inherited:
+        if self.inherited:
+            if next(self._deaths) == self._heirlooms:
+                self._last_death()
+        elif isinstance(bell, _Bell) and not bell.quiet:
             self._wake()
 
 

@@ -155,10 +155,12 @@ async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> 
     """Make a handle that carries the lease itself; the lease ends here.
 
     Raises:
-        BufferError: views of the block are exported; nothing has changed.
+        BufferError: views of the block are exported, or a forked child has one; nothing has changed.
     """
     session.check_usable()
     holding.check_held()
+    if session.heirs.may_touch(holding.serial):
+        raise BufferError(f"block {holding.name} is still in use: a forked child has a view of it")
     item = _share_item(holding, 1, arguments.seconds(ttl, "a time to live"), transfer=True)
     # First the view, then the lease: the next owner writes into memory that nobody here looks at.
     let_go([holding])

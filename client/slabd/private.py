@@ -178,7 +178,7 @@ def _arguments(heap_size: int | str, options: dict[str, Any]) -> list[str]:
 def _make_directory() -> Path:
     """Make a directory only this user can enter, short enough for a socket's path."""
     directory = Path(tempfile.mkdtemp(prefix="slabd-"))
-    if len(os.fsencode(directory / runtime.ATTACH_SOCKET)) <= runtime.MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(directory / runtime.LONGEST_SOCKET)) <= runtime.MAX_SOCKET_PATH_BYTES:
         return directory
     directory.rmdir()
     return Path(tempfile.mkdtemp(prefix="slabd-", dir="/tmp"))  # mkdtemp makes it safely

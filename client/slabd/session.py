@@ -29,6 +29,7 @@ from slabd.address import LocalAddress
 from slabd.attachment import attach_to
 from slabd.calls import Line, once
 from slabd.failures import is_silence
+from slabd.heirs import Heirs
 from slabd.holding import BlockName, GrantedBlock, Holding, Holdings
 from slabd.transport import CLOSE, CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, RELEASE, Deadline
 from slabd_proto.v1 import attach_pb2, pool_pb2
@@ -84,6 +85,7 @@ class Session:
         self._ttl: Final = granted.ttl.ToTimedelta().total_seconds()
         self._attachment: Final = attachment
         self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
+        self.heirs: Final = Heirs()
         self.line: Final = Line(transport, settings.call_timeout, self._check_alive)
         self._transport: Final = transport
         self._sequences: Final = itertools.count(1)
@@ -207,10 +209,14 @@ class Session:
         return results
 
     def _errands(self, claimed: Sequence[Returnable | None]) -> list[Errand]:
-        """Return the requests that give blocks back, in batches that one call can carry."""
+        """Return the requests that give blocks back, in batches that one call can carry.
+
+        What a forked child may still touch is kept, and not among them.
+        """
+        free = [block for block in claimed if block is not None and not self.heirs.keep(block)]
         errands: list[Errand] = []
         for owned, rpc in ((True, RELEASE), (False, CLOSE)):
-            refs = [_ref(block) for block in claimed if block is not None and block.owned == owned]
+            refs = [_ref(block) for block in free if block.owned == owned]
             errands += [
                 Errand(rpc, rpc.request(session=self.key, sequence=self.next_sequence(), blocks=batch))
                 for batch in (refs[start : start + BATCH_ITEMS] for start in range(0, len(refs), BATCH_ITEMS))
@@ -251,6 +257,7 @@ class Session:
                         raise
                 # An answer of any kind settles it.
                 self._unsettled.popleft()
+            self._owed.extend(self._errands(self.heirs.due()))
             await self._run(self._owed, [])
             while self.holdings.has_dead():
                 await self.give_back(self.holdings.claim_dead)
@@ -260,7 +267,7 @@ class Session:
 
     def has_work(self) -> bool:
         """Whether `drain` has something to do."""
-        return self.holdings.has_dead() or bool(self._owed) or bool(self._unsettled)
+        return self.holdings.has_dead() or bool(self._owed) or bool(self._unsettled) or self.heirs.is_due()
 
     async def close(self) -> None:
         """End the session. Views become invalid; leases end.
@@ -297,7 +304,9 @@ class Session:
         self._closing = True
         request = pool_pb2.CloseSessionRequest(session=self.key)
         try:
-            if not self._lost:
+            # Detached first: a connection that has not hung up when the session is closed is a forked child's, to the
+            # daemon, and what the child can touch is not free yet.
+            if self._detach() and not self._lost:
                 with suppress(errors.SlabdError):
                     await self.line.call(
                         lambda seconds: self._transport.unary(CLOSE_SESSION, request, seconds),
@@ -307,18 +316,27 @@ class Session:
             self._ended = True
             _open_sessions.discard(self)
             self._transport.wake()
-            if self._attachment is not None:
-                self._attachment.connection.close()
-                with suppress(BufferError):  # a slice made at the last moment: it takes the mapping with it
-                    self._attachment.mapping.close()
+            self.heirs.close()
             await self._transport.close()
+
+    def _detach(self) -> bool:
+        """Unmap the heap and hang up; return whether this process cannot touch the heap any more."""
+        if self._attachment is None:
+            return True
+        unmapped = True
+        try:
+            self._attachment.mapping.close()
+        except BufferError:  # a slice made at the last moment: the daemon keeps what it may show until we exit
+            unmapped = False
+        self._attachment.connection.close()
+        return unmapped
 
     async def _keep_house(self) -> None:
         """Do what nobody waits for, until the session ends."""
         interval = self._ttl / _KEEP_ALIVES_PER_TTL if self._ttl else None
         keep_alive = Deadline(interval)
         while not self.ended:
-            pause = _RETRY_SECONDS if self.has_work() else _PATROL_SECONDS
+            pause = _RETRY_SECONDS if self.has_work() or self.heirs.keeping else _PATROL_SECONDS
             try:
                 await self._transport.wait(min(pause, keep_alive.remaining or pause))
             except asyncio.CancelledError:  # the event loop ends, and a pool may have been forgotten
@@ -358,9 +376,37 @@ class Session:
     def _hung_up(self) -> bool:
         return self._attachment is not None and self._attachment.hung_up()
 
+    # -- see slabd.forking
+
+    def about_to_fork(self) -> None:
+        """Prepare for an heir. Nobody takes a block into care before `has_forked`."""
+        if not self.inherited:
+            self._state_lock.acquire()
+            if len(self.holdings):
+                self.heirs.about_to_fork()
+
+    def has_forked(self) -> None:
+        """Note that a child may touch what there is now."""
+        if not self.inherited:
+            self.heirs.has_forked(self.holdings.next_serial())
+            self._state_lock.release()
+
     def become_inherited(self) -> None:
-        """See slabd.forking: from now on nothing is asked of the daemon, and nothing is given back."""
-        self.holdings.inherited = True
+        """From now on nothing is asked of the daemon, and nothing is given back.
+
+        While a view is left here the connection stays, which tells the daemon that somebody can touch the blocks of a
+        session that has ended, and the pipe, which tells the parent that somebody can touch those it is done with.
+        """
+        self._state_lock = threading.Lock()
+        self.heirs.inherit()
+        self.holdings.become_inherited(self._renounce)
+
+    def _renounce(self) -> None:
+        self.heirs.renounce()
+        if self._attachment is not None:
+            with suppress(BufferError):  # inside the garbage collector the last view is not quite gone
+                self._attachment.mapping.close()
+            self._attachment.connection.close()
 
 
 def _ref(block: Returnable) -> pool_pb2.BlockRef:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 GRPC_SOCKET: Final = "slabd.sock"
+ADMIN_SOCKET: Final = "admin.sock"
 ATTACH_SOCKET: Final = "attach.sock"
+SOCKETS: Final = (GRPC_SOCKET, ADMIN_SOCKET, ATTACH_SOCKET)
+LONGEST_SOCKET: Final = max(SOCKETS, key=len)
 LOCK_FILE: Final = "slabd.lock"
 # sockaddr_un.sun_path holds 108 bytes, the terminating zero included: unix(7).
 MAX_SOCKET_PATH_BYTES: Final = 107

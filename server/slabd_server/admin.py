@@ -23,6 +23,7 @@ _LEASES_LISTED: Final = 1000
 _SESSION_STATE: Final = {
     SessionState.ACTIVE: admin_pb2.SESSION_STATE_ACTIVE,
     SessionState.QUARANTINED: admin_pb2.SESSION_STATE_QUARANTINED,
+    SessionState.ENDING: admin_pb2.SESSION_STATE_ENDING,
 }
 _BLOCK_STATE: Final = {
     BlockState.LEASED: admin_pb2.BLOCK_STATE_LEASED,
@@ -110,9 +111,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     async def EndSession(self, request: admin_pb2.EndSessionRequest, context: Context) -> admin_pb2.EndSessionResponse:
         """End a session by force."""
-        reclaimed, quarantined, effects = self._engine.evict(request.session_id, now=self._dispatcher.now())
-        self._dispatcher.perform(effects)
-        return admin_pb2.EndSessionResponse(reclaimed_bytes=reclaimed, quarantined_bytes=quarantined)
+        session = self._engine.sessions.find(request.session_id)
+        ended = await self._dispatcher.evict(request.session_id)
+        if ended is None and session is not None:
+            return admin_pb2.EndSessionResponse(quarantined_bytes=session.owned_bytes)
+        return admin_pb2.EndSessionResponse(reclaimed_bytes=ended.reclaimed_bytes if ended else 0)
 
 
 def _session(info: SessionInfo) -> admin_pb2.SessionInfo:

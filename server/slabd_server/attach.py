@@ -6,7 +6,8 @@ engine's decision. The peer's credentials are those the kernel recorded when it 
 another's.
 
 It must not trust a byte it is sent: a handshake that is late, malformed, too long or of another version is refused with
-an answer that says so, and costs nobody else anything.
+an answer that says so, and costs nobody else anything. After the hello a client has nothing to say. What it writes all
+the same is thrown away, no faster than a gulp every now and then, and mentioned once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from slabd_proto.attach import (
 from slabd_proto.v1 import attach_pb2
 from slabd_server import __version__, wire
 from slabd_server.core.errors import AccessDenied, CoreError, InvalidArgument, TooManySessions, UnsupportedVersion
-from slabd_server.core.records import Access, Peer, SessionKey
+from slabd_server.core.records import Access, Peer
 from slabd_server.core.sessions import SECRET_BYTES
 from slabd_server.status import code_and_reason
 
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS: Final = 5.0
 HANDSHAKES_MAX: Final = 256
 _ACCEPT_PAUSE_SECONDS: Final = 0.5
+# A hang-up behind unread bytes is noticed with the last of them, so a gulp is as much as a unix socket buffers.
+_GULP_BYTES: Final = 256 * 1024
+_BABBLE_PAUSE_SECONDS: Final = 0.1
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED: Final = struct.Struct("iII")
 # Python 3.11 has no names for these: include/uapi/asm-generic/socket.h.
@@ -63,10 +67,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Connection:
-    """A session's connection and its process's pidfd; each None once it has nothing more to say."""
+    """A session's connection and its process's pidfd; each None once it has nothing more to say.
+
+    `babbles` once the client has written what nobody wants to hear.
+    """
 
     socket: socket.socket | None
     pidfd: int | None
+    babbles: bool = False
 
 
 class AttachServer:
@@ -182,38 +190,36 @@ class AttachServer:
 
     def _admit(self, connection: socket.socket, hello: attach_pb2.AttachHello) -> bool:
         peer, pidfd = identify(connection)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, pidfd)
+            access = wire.access(hello.access)
+            heap_fd = self._heap_fd(self._engine.heap_named(hello.heap).books.name, access)
+            undo.callback(os.close, heap_fd)
             session = self._engine.open_session(
                 hello.heap,
                 name=hello.name or _process_name(peer.pid),
-                access=wire.access(hello.access),
+                access=access,
                 peer=peer,
                 attached=True,
                 secret=secrets.token_bytes(SECRET_BYTES),
                 now=self._dispatcher.now(),
             )
-        except BaseException:
-            os.close(pidfd)
-            raise
-        try:
-            heap_fd = self._heap_fd(session)
-        except OSError as error:
-            os.close(pidfd)
-            _, effects = self._engine.close_session(SessionKey(session.id, session.secret), now=self._dispatcher.now())
-            self._dispatcher.perform(effects)
-            raise _no_descriptor(error) from None
+            undo.pop_all()
         self._connections[session.id] = _Connection(connection, pidfd)
-        self._loop.add_reader(connection, self._heard, session.id, connection)
+        self._loop.add_reader(connection, self._heard, session.id)
         self._loop.add_reader(pidfd, self._exited, session.id)
         heap = session.books.name
         log.info("session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, heap)
         self._welcome(connection, session, heap_fd)
         return True
 
-    def _heap_fd(self, session: Session) -> int:
-        """Return a descriptor of the session's heap with the session's access, to send and then to close."""
-        segment = self._segments[session.books.name]
-        return os.dup(segment.fd) if session.access is Access.READ_WRITE else segment.read_only_fd()
+    def _heap_fd(self, heap: str, access: Access) -> int:
+        """Return a descriptor of a heap with this access, to send and then to close."""
+        segment = self._segments[heap]
+        try:
+            return os.dup(segment.fd) if access is Access.READ_WRITE else segment.read_only_fd()
+        except OSError as error:
+            raise _no_descriptor(error) from None
 
     def _welcome(self, connection: socket.socket, session: Session, heap_fd: int) -> None:
         served = self._engine.heaps[session.books.name]
@@ -237,18 +243,40 @@ class AttachServer:
 
     # -- watching
 
-    def _heard(self, session: SessionId, connection: socket.socket) -> None:
+    def look(self, session: SessionId) -> None:
+        """Notice a hang-up that has happened, even though the event loop has not got round to it yet."""
+        watched = self._connections.get(session)
+        if watched is not None and watched.socket is not None:
+            self._heard(session)
+
+    def _heard(self, session: SessionId) -> None:
+        watched = self._connections[session]
+        if watched.socket is None:
+            return
         try:
-            data = connection.recv(4096)
+            data = watched.socket.recv(_GULP_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except ConnectionError:
             data = b""
         if data:
-            log.warning("session %d sent %d bytes on the attach socket, which is to be silent", session, len(data))
+            self._ignore(session, watched, watched.socket)
             return
         self._drop_socket(session)
         self._dispatcher.perform(self._engine.hang_up(session, now=self._dispatcher.now()).effects)
+
+    def _ignore(self, session: SessionId, watched: _Connection, connection: socket.socket) -> None:
+        if not watched.babbles:
+            watched.babbles = True
+            log.warning("session %d writes to the attach socket, which is to be silent; it is ignored", session)
+        # Its own buffer fills meanwhile, and it is the client who waits.
+        self._loop.remove_reader(connection)
+        self._loop.call_later(_BABBLE_PAUSE_SECONDS, self._listen_again, session)
+
+    def _listen_again(self, session: SessionId) -> None:
+        watched = self._connections.get(session)
+        if watched is not None and watched.socket is not None:
+            self._loop.add_reader(watched.socket, self._heard, session)
 
     def _exited(self, session: SessionId) -> None:
         self._drop_pidfd(session)

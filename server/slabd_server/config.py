@@ -26,7 +26,7 @@ from slabd_server.core.records import Access
 from slabd_server.core.served import HeapSpec
 from slabd_server.core.shares import TTL_MAX_SECONDS
 from slabd_server.core.sizes import MIN_HEAP
-from slabd_server.options.checks import contradictions, heap_contradictions
+from slabd_server.options.checks import contradictions, heap_contradictions, remote_contradictions
 from slabd_server.options.declare import (
     Computed,
     ConfigError,
@@ -151,7 +151,8 @@ class HeapConfig:
         "remote",
         Choice(tuple(_REMOTE)),
         default="read-write",
-        help="What sessions over gRPC alone may do, which map nothing.",
+        help="What sessions over gRPC alone may do, which map nothing and for which nobody vouches. Has to be set when "
+        "socket_mode lets other users connect.",
         section=_HEAPS_SECTION,
     )
     handle_ttl_seconds: float = option(
@@ -245,14 +246,22 @@ class Config:
         "socket-mode",
         FileMode(),
         default=0o600,
-        help="Permissions of the sockets: who may connect at all.",
+        help="Permissions of slabd.sock and attach.sock: which clients may connect at all.",
+        section=_LISTENING,
+    )
+    admin_socket_mode: int = option(
+        "admin-socket-mode",
+        FileMode(),
+        default=0o600,
+        help="Permissions of admin.sock: who may operate the daemon, which is to drain it, end sessions, and see who "
+        "holds what.",
         section=_LISTENING,
     )
     listen: tuple[TcpAddress, ...] = option(
         "listen",
         Several(Address()),
         default=(),
-        help="TCP addresses to serve gRPC on, besides the unix socket.",
+        help="TCP addresses to serve gRPC on, besides the unix sockets.",
         section=_LISTENING,
         example=["127.0.0.1:9465"],
     )
@@ -381,6 +390,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Loaded:
     if not problems:
         problems += contradictions(settings)
         problems += [problem for heap in heap_settings.values() for problem in heap_contradictions(heap)]
+        problems += remote_contradictions(settings, heap_settings)
         problems += _useless_flags(flags, tables)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))

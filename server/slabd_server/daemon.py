@@ -17,12 +17,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
-from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
 from slabd_server import __version__
 from slabd_server.admin import AdminService, Whereabouts
 from slabd_server.attach import AttachServer
@@ -30,25 +27,21 @@ from slabd_server.core.engine import Engine
 from slabd_server.core.served import ServedHeap
 from slabd_server.dispatch import Dispatcher
 from slabd_server.errors import StartError
-from slabd_server.interceptors import Guard, Layers, Meter, Narrator, Translator
-from slabd_server.metrics import MetricsServer, make_registry
+from slabd_server.metrics import make_registry
 from slabd_server.notify import notify
 from slabd_server.rundir import RuntimeDir
 from slabd_server.segments import HeapSegment, LedgerSegment
+from slabd_server.servers import ADMIN, POOL, Servers
 from slabd_server.service import PoolService
+from slabd_server.web import MetricsServer
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from slabd_server.config import Config, HeapConfig
 
-_STOP_GRACE_SECONDS: Final = 1.0
 # JavaScript and JSON readers keep integers as doubles: a larger number would come back changed, and its handles stale.
 _HEAP_ID_BITS: Final = 53
-_POOL: Final[str] = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
-_ADMIN: Final[str] = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-# Two daemons must not share a TCP port: without this the kernel spreads clients over both.
-_SERVER_OPTIONS: Final = (("grpc.so_reuseport", 0),)
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +70,8 @@ class Daemon:
     async def _bring_up(self) -> None:
         config = self._config
         _raise_descriptor_limit()
-        rundir = RuntimeDir(config.runtime_dir, socket_mode=config.socket_mode, private=config.stop_on_eof)
+        widest = config.socket_mode | config.admin_socket_mode
+        rundir = RuntimeDir(config.runtime_dir, socket_mode=widest, private=config.stop_on_eof)
         self._stack.callback(rundir.close)
         rundir.sweep()
         self._segments = {heap.name: self._make_segment(heap) for heap in config.heaps}
@@ -90,6 +84,7 @@ class Daemon:
         addresses = await self._serve_grpc(rundir, registry, metrics_address)
         self._attach = AttachServer(self._dispatcher, self._segments)
         self._dispatcher.on_ended = self._attach.forget
+        self._dispatcher.before_close = self._attach.look
         self._stack.push_async_callback(self._attach.close)
         try:
             self._attach.listen(rundir.attach_socket, config.socket_mode)
@@ -102,7 +97,7 @@ class Daemon:
 
     async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - the one thing it sets
         answer = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", _POOL, _ADMIN):
+        for name in ("", POOL, ADMIN):
             await self._health.set(name, answer)
 
     def _make_segment(self, heap: HeapConfig) -> HeapSegment:
@@ -126,53 +121,21 @@ class Daemon:
             raise StartError(
                 f"cannot serve metrics on {address}: {error.strerror}; choose another --metrics-listen, or off"
             ) from None
-
-        async def close() -> None:
-            # In a thread: a scrape under way may be waiting for this loop.
-            await asyncio.to_thread(server.close)
-
-        self._stack.push_async_callback(close)
+        self._stack.push_async_callback(server.close)
         return server.address
 
     async def _serve_grpc(self, rundir: RuntimeDir, registry: CollectorRegistry, metrics_address: str) -> list[str]:
-        config = self._config
-        self._server = grpc.aio.server(
-            interceptors=[Layers(Meter(registry), Narrator(), Translator(), Guard())], options=_SERVER_OPTIONS
-        )
-        addresses = [self._bind(f"unix:{rundir.grpc_socket}", None)]
-        credentials = _credentials(config)
-        addresses += [self._bind(str(address), credentials) for address in config.listen]
+        servers = Servers(self._config, rundir, registry)
+        addresses = servers.bind()
         whereabouts = Whereabouts(
             runtime_dir=str(rundir.path), addresses=tuple(addresses), metrics_address=metrics_address
         )
-        pool = PoolService(self._dispatcher, self._segments, grace=config.drain_seconds)
+        pool = PoolService(self._dispatcher, self._segments, grace=self._config.drain_seconds)
         admin = AdminService(self._dispatcher, self._segments, whereabouts, self._set_serving)
-        pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self._server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (_POOL, _ADMIN, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        before = os.umask(0o777 & ~config.socket_mode)
-        try:
-            await self._server.start()
-        finally:
-            os.umask(before)
-        self._stack.push_async_callback(self._server.stop, _STOP_GRACE_SECONDS)
-        rundir.grpc_socket.chmod(config.socket_mode)
+        servers.serve(pool, admin, self._health)
+        self._stack.push_async_callback(servers.stop)
+        await servers.start()
         return addresses
-
-    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
-        before = os.umask(0o777 & ~self._config.socket_mode)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: {error}; choose another --listen or --runtime-dir") from None
-        finally:
-            os.umask(before)
-        return address if address.startswith("unix:") else f"{address.rsplit(':', 1)[0]}:{port}"
 
     # -- running and stopping
 
@@ -228,22 +191,12 @@ class Daemon:
             for heap in self._config.heaps
         ]
         lines += [f"  gRPC    {address}" for address in addresses]
+        lines.append(f"  admin   unix:{rundir.admin_socket}")
         lines.append(f"  attach  unix:{rundir.attach_socket}")
         lines.append(f"  metrics {f'http://{metrics_address}/metrics' if metrics_address else 'off'}")
         lines.append(f"  try     slabctl --address {rundir.path} status")
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
-
-
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    try:
-        pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-        client_ca = None if config.tls_client_ca is None else config.tls_client_ca.read_bytes()
-    except OSError as error:
-        raise StartError(f"cannot read {error.filename}: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
 
 
 def _raise_descriptor_limit() -> None:

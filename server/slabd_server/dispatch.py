@@ -11,10 +11,11 @@ import contextlib
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import CoreError, UnknownSession
-from slabd_server.core.records import EndCause, PressureEvent, SessionEndedEvent
+from slabd_server.core.records import EndCause, PressureEvent, SessionEndedEvent, SessionId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         Ended,
         Event,
         Notice,
-        SessionId,
         SessionKey,
         Ticket,
         Waiting,
@@ -74,6 +74,15 @@ class Watch:
             await self._arrived.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """A call that waits for blocks. Without a sequence number it cannot ask again for what it was granted."""
+
+    key: SessionKey
+    sequence: int
+    answer: asyncio.Future[tuple[Block, ...]]
+
+
 class Dispatcher:
     """The engine's hands. `clock` is CLOCK_MONOTONIC, which every process of the machine shares."""
 
@@ -81,32 +90,49 @@ class Dispatcher:
         self.engine: Final = engine
         self.now: Final = clock
         self._loop = asyncio.get_running_loop()
-        self._answers: dict[Ticket, asyncio.Future[tuple[Block, ...]]] = {}
+        self._askers: dict[Ticket, _Asker] = {}
+        self._ends: dict[SessionId, asyncio.Future[Ended]] = {}
         self._watches: dict[SessionId, set[Watch]] = {}
         self._idle: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.on_ended: Callable[[SessionId], None] = lambda _session: None
+        self.before_close: Callable[[SessionId], None] = lambda _session: None
 
     def perform(self, effects: Effects) -> None:
         """Do what an operation brought about, and set the timer for what comes next."""
         for woken in effects.woken:
-            answer = self._answers.pop(woken.ticket, None)
-            if answer is None or answer.done():
-                continue
-            if isinstance(woken.outcome, CoreError):
-                answer.set_exception(woken.outcome)
-            else:
-                answer.set_result(woken.outcome)
+            asker = self._askers.pop(woken.ticket, None)
+            if asker is not None:
+                self._wake(asker, woken.outcome)
         for notice in effects.notices:
             self._tell(notice)
         for ended in effects.ended:
             _log_end(ended)
             self.on_ended(ended.session)
+            if (end := self._ends.pop(ended.session, None)) is not None and not end.done():
+                end.set_result(ended)
         if self._idle and self.is_idle:
             for event in self._idle:
                 event.set()
         self.refresh()
+
+    def _wake(self, asker: _Asker, outcome: tuple[Block, ...] | CoreError) -> None:
+        if isinstance(outcome, CoreError):
+            if not asker.answer.done():
+                asker.answer.set_exception(outcome)
+        elif not asker.answer.done():
+            asker.answer.set_result(outcome)
+        else:  # cancelled, and granted before it could leave the queue
+            self._give_back(asker, outcome)
+
+    def _give_back(self, asker: _Asker, blocks: tuple[Block, ...]) -> None:
+        """Release what was granted to a call that is gone, unless it can be made again and must then be answered."""
+        if asker.sequence:
+            return
+        with contextlib.suppress(UnknownSession):  # ended meanwhile, and its blocks with it
+            refs = [block.ref for block in blocks]
+            self.perform(self.engine.release(asker.key, refs, now=self.now()).effects)
 
     def _tell(self, notice: Notice) -> None:
         if notice.session is not None:
@@ -127,30 +153,46 @@ class Dispatcher:
         Raises:
             CoreError: whatever the engine refused the request for.
         """
-        answer: asyncio.Future[tuple[Block, ...]] = self._loop.create_future()
-        self._answers[waiting.ticket] = answer
+        asker = _Asker(key, sequence, self._loop.create_future())
+        self._askers[waiting.ticket] = asker
         self.perform(waiting.effects)
         try:
-            return await answer
+            return await asker.answer
         except asyncio.CancelledError:
-            self._answers.pop(waiting.ticket, None)
-            self._abandon(key, heap, waiting.ticket, answer, sequence)
+            # A cancellation of the call cancels the answer first; `_wake` sees to what is granted between the two.
+            self._askers.pop(waiting.ticket, None)
+            self.perform(self.engine.abandon(heap, waiting.ticket, now=self.now()).effects)
+            if not asker.answer.cancelled() and asker.answer.exception() is None:
+                self._give_back(asker, asker.answer.result())
             raise
 
-    def _abandon(
-        self,
-        key: SessionKey,
-        heap: str,
-        ticket: Ticket,
-        answer: asyncio.Future[tuple[Block, ...]],
-        sequence: int,
-    ) -> None:
-        self.perform(self.engine.abandon(heap, ticket, now=self.now()).effects)
-        granted = answer.done() and not answer.cancelled() and answer.exception() is None
-        if granted and sequence == 0:
-            refs = [block.ref for block in answer.result()]
-            with contextlib.suppress(UnknownSession):  # ended meanwhile, and its blocks with it
-                self.perform(self.engine.release(key, refs, now=self.now()).effects)
+    # -- ending sessions
+
+    async def close_session(self, key: SessionKey) -> Ended | None:
+        """End a session because its client says so; return how it ended, None when it is in quarantine.
+
+        Raises:
+            UnknownSession, WrongSecret.
+        """
+        self.before_close(key.id)
+        return await self._ended(key.id, self.engine.close_session(key, now=self.now()).effects)
+
+    async def evict(self, session_id: int) -> Ended | None:
+        """End a session by force; return how it ended, None when it is in quarantine.
+
+        Raises:
+            NoSuchSession: there is none.
+        """
+        return await self._ended(SessionId(session_id), self.engine.evict(session_id, now=self.now()).effects)
+
+    async def _ended(self, session_id: SessionId, effects: Effects) -> Ended | None:
+        """Perform effects and wait until a session is forgotten, which takes a while when it has many blocks."""
+        end = self._ends.setdefault(session_id, self._loop.create_future())
+        self.perform(effects)
+        session = self.engine.sessions.find(session_id)
+        if session is not None and session.quarantined:
+            return None
+        return await asyncio.shield(end)
 
     # -- watching
 

@@ -4,7 +4,7 @@ Meter       counts and times calls, with the names and labels of go-grpc-prometh
 Narrator    logs what failed
 Translator  turns errors of the core into statuses, and anything unforeseen into INTERNAL, with its details in the
 log and not on the wire
-Guard       lets only trusted peers call AdminService
+Guard       refuses AdminService, where it stands
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 from prometheus_client import Counter, Histogram
 
+from slabd_proto.runtime import ADMIN_SOCKET
 from slabd_server.core.errors import AccessDenied, CoreError
 from slabd_server.status import to_status
 
@@ -122,31 +123,30 @@ class _Translation:
     async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, CoreError):
             await self._context.abort_with_status(to_status(error))
-        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError) and not _broke_off(error):
             log.error("%s failed", self._method, exc_info=error)
             defect = CoreError(f"a defect of the daemon in {self._method}; its log has the details")
             await self._context.abort_with_status(to_status(defect))
 
 
 class Guard:
-    """Refuses AdminService to peers that nothing vouches for: over TCP only a client certificate does."""
+    """Refuses AdminService to everybody: it stands in the server for those who are no operators (see `servers`)."""
 
     def around(self, method: str, kind: str, context: Context) -> _Guarding:
-        """Look at the peer of one call."""
-        return _Guarding(method, context)
+        """Look at which method is called."""
+        return _Guarding(method)
 
 
 class _Guarding:
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str) -> None:
         self._method = method
-        self._context = context
 
     async def __aenter__(self) -> None:
-        if not self._method.startswith(_ADMIN_PREFIX):
-            return
-        if self._context.peer().startswith("unix:") or self._context.peer_identities():
-            return
-        raise AccessDenied("AdminService answers on the unix socket, and over TCP only to clients with a certificate")
+        if self._method.startswith(_ADMIN_PREFIX):
+            raise AccessDenied(
+                f"AdminService is not answered here: use {ADMIN_SOCKET} in the daemon's runtime directory, or TCP with "
+                f"client certificates (tls_client_ca)"
+            )
 
     async def __aexit__(self, *_: object) -> None:
         pass
@@ -231,11 +231,16 @@ class _Metering:
     async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             code = grpc.StatusCode.OK
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit) or _broke_off(error):
             code = grpc.StatusCode.CANCELLED
         else:
             code = _status_code(self._context.code())
         self._meter.end(self._labels, code, time.perf_counter() - self._began)
+
+
+def _broke_off(error: BaseException) -> bool:
+    """Tell whether gRPC itself ended a call from below: the server stopped while a client was still sending."""
+    return isinstance(error, grpc.aio.BaseError) and not isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError)
 
 
 def _status_code(code: object) -> grpc.StatusCode:

@@ -15,7 +15,6 @@ from prometheus_client import (
     CollectorRegistry,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
@@ -26,8 +25,6 @@ from slabd_server.core.records import EndCause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from threading import Thread
-    from wsgiref.simple_server import WSGIServer
 
     from prometheus_client.core import Metric
 
@@ -178,28 +175,3 @@ def make_registry(dispatcher: Dispatcher, segments: Mapping[str, HeapSegment]) -
 
     registry.register(HeapCollector(snapshot, segments))
     return registry
-
-
-class MetricsServer:
-    """The HTTP server that Prometheus scrapes, in a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Listen on `host:port`; port 0 takes a free one.
-
-        Raises:
-            OSError: it cannot.
-        """
-        server: tuple[WSGIServer, Thread] = start_http_server(port, addr=host, registry=registry)
-        self._server, self._thread = server
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
-
-    def close(self) -> None:
-        """Stop listening; a scrape under way is finished."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -9,7 +9,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Final
 
-from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, LOCK_FILE
+from slabd_proto.runtime import ADMIN_SOCKET, ATTACH_SOCKET, GRPC_SOCKET, LOCK_FILE
 from slabd_server.errors import StartError
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class RuntimeDir:
         """
         self.path: Final = path
         self.grpc_socket: Final = path / GRPC_SOCKET
+        self.admin_socket: Final = path / ADMIN_SOCKET
         self.attach_socket: Final = path / ATTACH_SOCKET
+        self._sockets: Final = (self.grpc_socket, self.admin_socket, self.attach_socket)
         self._swept = False
         self._private = private
         try:
@@ -62,7 +64,7 @@ class RuntimeDir:
         Raises:
             StartError: something answers on one of them, or what is there is no socket.
         """
-        for path in (self.grpc_socket, self.attach_socket):
+        for path in self._sockets:
             try:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
@@ -77,7 +79,7 @@ class RuntimeDir:
     def close(self) -> None:
         """Remove our sockets and let go of the directory. The lock file stays: a successor may have it open."""
         # What was in the directory before `sweep` had looked at it is not ours to remove.
-        for path in (self.grpc_socket, self.attach_socket) if self._swept else ():
+        for path in self._sockets if self._swept else ():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
         if self._private:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from slabd_server.core.errors import LedgerFull, OutOfMemory
 from slabd_server.core.store import RECORD_BYTES
 from slabd_server.errors import StartError
-from slabd_server.headroom import headroom
+from slabd_server.headroom import Allowance, headroom
 from slabd_server.units import GIB, MIB, readable_size
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class HeapSegment:
         self._fd = fd
         self._mapping = mapping
         self._view = memoryview(mapping)
+        self._allowance = Allowance()
 
     @classmethod
     def create(
@@ -126,7 +127,17 @@ class HeapSegment:
     # -- core.memory.Memory
 
     def commit(self, offset: int, size: int) -> None:
-        """Allocate pages that may have been given back; see `core.memory`."""
+        """Allocate pages that may have been given back; see `core.memory`.
+
+        Allocating past a limit would not fail but call the OOM killer, so the limits are asked first.
+        """
+        # Which pages are missing cannot be asked (lseek takes those that were never written for holes), how many can.
+        missing = min(size, self.size - self.resident_bytes())
+        if (room := self._allowance.take(missing)) is not None:
+            raise OutOfMemory(
+                f"the system has no memory for {size} bytes that were given back to it: "
+                f"{room.available_bytes} are available ({room.limit})"
+            )
         try:
             os.posix_fallocate(self._fd, offset, size)
         except OSError as error:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from slabd_proto.v1 import pool_pb2, pool_pb2_grpc
 from slabd_server import __version__, wire
 from slabd_server.core import inspection
-from slabd_server.core.books import NO_PURPOSE, Purpose
 from slabd_server.core.errors import AccessDenied, InvalidArgument, OutOfRange
+from slabd_server.core.purposes import NO_PURPOSE, Purpose
 from slabd_server.core.records import Peer, Waiting
 from slabd_server.core.sessions import SECRET_BYTES
 from slabd_server.status import item_result
@@ -66,8 +66,12 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self, request: pool_pb2.CloseSessionRequest, context: Context
     ) -> pool_pb2.CloseSessionResponse:
         """End a session."""
-        ended, effects = self._engine.close_session(wire.key(request.session), now=self._dispatcher.now())
-        self._dispatcher.perform(effects)
+        key = wire.key(request.session)
+        owned = self._engine.sessions.recognise(key)
+        leases, owned_bytes = len(owned.owned), owned.owned_bytes
+        ended = await self._dispatcher.close_session(key)
+        if ended is None:
+            return pool_pb2.CloseSessionResponse(leases=leases, quarantined_bytes=owned_bytes)
         return pool_pb2.CloseSessionResponse(leases=ended.leases, reclaimed_bytes=ended.reclaimed_bytes)
 
     # -- leases
@@ -193,7 +197,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         if request.HasField("session"):
             self._engine.sessions.authenticate(wire.key(request.session))
         elif not context.peer().startswith("unix:"):
-            raise AccessDenied("without a session, statistics are given on the unix socket only")
+            raise AccessDenied("without a session, statistics are given on the unix sockets only")
         now = self._dispatcher.now()
         heaps = [wire.heap_stats(inspection.heap_stats(served, now)) for served in self._engine.heaps.values()]
         return pool_pb2.GetStatsResponse(heaps=heaps)

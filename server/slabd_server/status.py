@@ -39,6 +39,7 @@ _TABLE: Final[dict[type[errors.CoreError], tuple[StatusCode, error_pb2.ErrorReas
     errors.OutOfRange: (StatusCode.OUT_OF_RANGE, error_pb2.ERROR_REASON_OUT_OF_RANGE),
     errors.StaleHandle: (StatusCode.FAILED_PRECONDITION, error_pb2.ERROR_REASON_STALE_HANDLE),
     errors.UnknownSession: (StatusCode.UNAUTHENTICATED, error_pb2.ERROR_REASON_UNKNOWN_SESSION),
+    errors.NoSuchSession: (StatusCode.NOT_FOUND, error_pb2.ERROR_REASON_NO_SUCH_SESSION),
     errors.WrongSecret: (StatusCode.UNAUTHENTICATED, error_pb2.ERROR_REASON_WRONG_SECRET),
     errors.TooManySessions: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_MANY_SESSIONS),
     errors.AccessDenied: (StatusCode.PERMISSION_DENIED, error_pb2.ERROR_REASON_ACCESS_DENIED),

@@ -111,15 +111,22 @@ def test_clients_that_never_say_hello(daemon: DaemonProcess, puppet: MakePuppet)
 
 
 def test_talking_after_the_hello_is_ignored(daemon: DaemonProcess) -> None:
-    """An attached client that writes to the silent socket keeps its session and harms nobody."""
+    """An attached client that writes without end keeps its session, waits for itself, and is mentioned once."""
     with attach(daemon) as connection:
         connection.sendall(pack_frame(attach_pb2.AttachHello(name="chatty").SerializeToString()))
         _, descriptors, _, _ = socket.recv_fds(connection, 65536, 8)
         assert len(descriptors) == 1
-        connection.sendall(os.urandom(100_000))
-        eventually(lambda: "silent" in daemon.log_text)
+        for _ in range(5):
+            connection.sendall(os.urandom(1_000_000))
+        assert daemon.log_text.count("is to be silent") == 1
         assert [session.name for session in daemon.sessions()] == ["chatty"]
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection.send(bytes(100_000))
         os.close(descriptors[0])
+    # It lives and has hung up, behind bytes that nobody has read yet.
+    eventually(lambda: [session.state for session in daemon.sessions()] == [2])
 
 
 def session(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -142,6 +144,120 @@ def test_forked(daemon: DaemonProcess, puppet: MakePuppet) -> None:
     assert [session.state for session in daemon.sessions()] == [1]
     kill_process(children[1])
     comes_back(daemon)
+
+
+class Child:
+    """A forked child that looks at an inherited block."""
+
+    def __init__(self, daemon: DaemonProcess, pid: int) -> None:
+        self.pid = pid
+        self._files = daemon.runtime_dir
+
+    def sees(self, what: bytes) -> None:
+        """Have it look, and compare."""
+        seen = self._files / f"{self.pid}.seen"
+        os.kill(self.pid, signal.SIGUSR1)
+        eventually(lambda: seen.exists() and seen.read_bytes() == what)
+        seen.unlink()
+
+    def let_go(self) -> None:
+        """Have it drop its views, and live on."""
+        os.kill(self.pid, signal.SIGUSR2)
+        eventually((self._files / f"{self.pid}.let-go").exists)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        kill_process(self.pid)
+
+
+def with_child(daemon: DaemonProcess, parent: Puppet) -> tuple[int, Child]:
+    """Lease most of the heap, fork a child that has a view of it, and return the block's number and the child."""
+    number = parent.do("lease", 15 * SIZE)
+    parent.do("fill", number, ord("P"))
+    return number, Child(daemon, parent.do("fork_and_watch", number))
+
+
+def overwrite(daemon: DaemonProcess, puppet: MakePuppet) -> None:
+    """Fail to lease the block again, and fill all that can be had with something else."""
+    other = puppet()
+    with pytest.raises(PuppetError, match="OutOfMemory"):
+        other.do("lease", 15 * SIZE)
+    other.do("fill", other.do("lease", SIZE), ord("S"))
+    other.kill()
+    eventually(lambda: daemon.used == 15 * SIZE)
+
+
+@pytest.mark.parametrize("end", ["kill", "let_go"])
+def test_closed_while_a_child_can_touch_it(daemon: DaemonProcess, puppet: MakePuppet, end: str) -> None:
+    """A pool that is closed leaves to a forked child what it inherited: nobody gets it before the child is done."""
+    parent = puppet()
+    number, child = with_child(daemon, parent)
+    parent.do("drop", number)
+    parent.do("close_pool")
+    assert daemon.stats().states.quarantined == 15 * SIZE
+    overwrite(daemon, puppet)
+    child.sees(b"PPPP")
+    getattr(child, end)()
+    comes_back(daemon)
+
+
+@pytest.mark.parametrize("end", ["kill", "let_go"])
+@pytest.mark.parametrize("how", ["release", "drop"])
+def test_released_while_a_child_can_touch_it(daemon: DaemonProcess, puppet: MakePuppet, how: str, end: str) -> None:
+    """A block that the parent is done with waits for a forked child that has a view of it, and for no longer."""
+    parent = puppet()
+    number, child = with_child(daemon, parent)
+    parent.do(how, number)
+    overwrite(daemon, puppet)
+    child.sees(b"PPPP")
+    getattr(child, end)()
+    comes_back(daemon)
+    parent.do("release", parent.do("lease", 15 * SIZE))  # what came after the fork waits for nobody
+    assert daemon.used == 0
+
+
+def test_the_parent_itself_gets_what_a_child_is_done_with(daemon: DaemonProcess, puppet: MakePuppet) -> None:
+    """A lease that finds the heap full looks at once whether a child has let go, before it believes it."""
+    parent = puppet()
+    number, child = with_child(daemon, parent)
+    parent.do("release", number)
+    with pytest.raises(PuppetError, match="OutOfMemory"):
+        parent.do("lease", 15 * SIZE)
+    child.let_go()
+    parent.do("lease", 15 * SIZE)
+    child.kill()
+    comes_back(daemon, 15 * SIZE)
+
+
+def test_what_a_child_can_touch_is_not_transferred(daemon: DaemonProcess, puppet: MakePuppet) -> None:
+    """The next owner writes into memory that nobody else looks at; a child that looks is in the way."""
+    parent = puppet()
+    number, child = with_child(daemon, parent)
+    with pytest.raises(PuppetError, match=r"BufferError.*forked child"):
+        parent.do("transfer", number)
+    child.kill()
+    eventually(lambda: parent.do("try_transfer", number))
+
+
+def test_closed_while_a_child_has_nothing(daemon: DaemonProcess, puppet: MakePuppet) -> None:
+    """A child that inherited no block, such as an idle worker, keeps nothing from being free when the pool closes."""
+    parent = puppet()
+    child = parent.do("fork")
+    parent.do("lease", SIZE)
+    parent.do("close_pool")
+    assert daemon.used == 0
+    kill_process(child)
+
+
+def test_a_crowd_of_blocks(puppet: MakePuppet, daemon: DaemonProcess) -> None:
+    """A client killed with very many blocks is taken apart in slices; who needs its memory has it at once."""
+    victim, next_one = puppet(), puppet()
+    victim.do("lease_many", 64, 50_000)
+    victim.kill()
+    eventually(lambda: all(session.state != 1 for session in daemon.sessions() if session.pid == victim.pid))
+    assert next_one.do("lease", 15 * SIZE) == 1
+    comes_back(daemon, 15 * SIZE)
+    assert len(daemon.sessions()) == 1
 
 
 def test_killed_at_any_moment(daemon: DaemonProcess, puppet: MakePuppet) -> None:

@@ -293,7 +293,7 @@ def test_workers_that_always_die_end_the_demo(tree: Path, tmp_path: Path) -> Non
 
 
 def test_somebody_who_stays_is_a_leak(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker leaves a forked child behind that has the heap mapped: the count at the end says so."""
+    """A worker leaves a forked child behind that holds its connection: the count at the end says so."""
     monkeypatch.setattr(demo_run, "_LEAVING_SECONDS", 0.2)
     forking = program(
         tmp_path,
@@ -301,6 +301,7 @@ def test_somebody_who_stays_is_a_leak(tree: Path, tmp_path: Path, monkeypatch: p
         def serve(pool, pipe):
             if not marker.exists():
                 marker.touch()
+                os.dup(pool._session._attachment.connection.fileno())
                 if os.fork() == 0:
                     time.sleep(3)
                     os._exit(0)

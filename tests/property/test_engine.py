@@ -16,8 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.fixtures.engines import KIB, World
 
 from slabd_server.core import inspection
-from slabd_server.core.books import NO_PURPOSE
 from slabd_server.core.errors import CoreError, OutOfMemory, TooLarge
+from slabd_server.core.purposes import NO_PURPOSE
 from slabd_server.core.records import (
     Block,
     Effects,
@@ -187,19 +187,23 @@ class EngineMachine(RuleBasedStateMachine):
         kept.holds[key.id] -= 1
         self.absorb(self.world.close(key, handle.ref))
 
-    @rule(key=consumes(sessions), how=st.sampled_from(["close", "die", "evict and die", "hang up and die"]))
+    @rule(
+        key=consumes(sessions),
+        how=st.sampled_from(["close", "close before children", "die", "evict and die", "hang up and die"]),
+    )
     def end(self, key: SessionKey, how: str) -> None:
         """A client goes, in one way or another."""
         if key.id not in self.alive:
             return
         self.alive.discard(key.id)
-        engine, now = self.world.engine, self.world.now
         early = Effects()
         if how == "close":
-            _, effects = engine.close_session(key, now=now)
+            effects = self.world.end(key)
         else:
             if how == "evict and die":
-                *_, early = engine.evict(key.id, now=now)
+                early = self.world.evict(key)
+            elif how == "close before children":
+                early = self.world.end(key, child=True)
             elif how == "hang up and die":
                 early = self.world.hang_up(key)
             effects = merged(early, self.world.die(key))

@@ -39,6 +39,7 @@ def another_value(option: Option) -> Any:
         return option.example
     special: dict[str, Any] = {
         "socket-mode": "0660",
+        "admin-socket-mode": "0660",
         "metrics-listen": "off",
         "log-level": "debug",
         "log-format": "json",
@@ -213,7 +214,7 @@ def test_a_flag_that_is_wrong_is_refused_with_what_is_allowed(argument: str, pro
     [
         ("heap_sze = 1", "heap_sze: no such option; did you mean heap_size?"),
         ("config = 'x'", "config: no such option"),
-        ("zzz = 1", "zzz: no such option; there are allow_gids, allow_insecure_listen"),
+        ("zzz = 1", "zzz: no such option; there are admin_socket_mode, allow_gids"),
         ("heap_size = true", "heap_size: True is not a multiple"),
         ("heap_size = 1.5", "heap_size: 1.5 is not a multiple"),
         ("prefault = 'yes'", "prefault: 'yes' is not true or false"),
@@ -322,6 +323,33 @@ def test_a_runtime_directory_too_long_for_sockets_is_refused() -> None:
     (found,) = problems(f"--runtime-dir=/{'x' * 100}")
     assert found.startswith("--runtime-dir: '/xxx")
     assert found.endswith("is too long: the path of a socket in it has 113 bytes, the kernel takes 107")
+
+
+@pytest.mark.parametrize("mode", ["0660", "0606", "0666", "0777"])
+def test_a_socket_open_to_others_needs_a_word_on_remote(mode: str) -> None:
+    """Over gRPC alone nobody vouches for them, so the default is not taken for an answer."""
+    (found,) = problems(f"--socket-mode={mode}")
+    assert found.startswith(f"--socket-mode: '{mode}' lets other users connect")
+    assert "say what they may do with heap default: remote = off" in found
+    for remote in ("off", "read-only", "read-write"):
+        assert load_config([f"--socket-mode={mode}", f"--remote={remote}"], {}).heaps[0].remote == remote
+
+
+@pytest.mark.parametrize("argv", [["--socket-mode=0600"], ["--socket-mode=0700"], ["--admin-socket-mode=0666"]])
+def test_a_socket_for_its_owner_needs_no_word_on_remote(argv: list[str]) -> None:
+    """Its permissions vouch for whoever connects; those of admin.sock are about something else."""
+    assert load_config(argv, {}).heaps[0].remote == "read-write"
+
+
+def test_every_heap_needs_a_word_on_remote(tmp_path: Path) -> None:
+    """From its table, or for all of them from anywhere else; the message names the heap and the mode's source."""
+    tables = "socket_mode = '0660'\n{}[heaps.a]\nremote = 'off'\n[heaps.b]\n[heaps.c]\n"
+    found = problems(write(tmp_path, tables.format("")))
+    assert [text.partition(" lets ")[0] for text in found] == [f"{tmp_path}/slabd.toml: socket_mode: '0660'"] * 2
+    assert ["heap b:" in found[0], "heap c:" in found[1]] == [True, True]
+    config = load_config([write(tmp_path, tables.format("remote = 'read-only'\n"))], {})
+    assert [heap.remote for heap in config.heaps] == ["off", "read-only", "read-only"]
+    assert load_config([write(tmp_path, tables.format("")), "--remote=read-write"], {}).heaps[1].remote == "read-write"
 
 
 # -- heaps

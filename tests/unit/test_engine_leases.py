@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from tests.fixtures.engines import KIB, MIB, World, make_heap
 
-from slabd_server.core.books import Purpose
 from slabd_server.core.engine import BATCH_MAX, Engine
 from slabd_server.core.errors import (
     Draining,
@@ -20,8 +22,9 @@ from slabd_server.core.errors import (
     UnknownSession,
     WrongSecret,
 )
+from slabd_server.core.purposes import Purpose
 from slabd_server.core.records import Access, BlockRef, LeaseItem, SessionId, SessionKey, SlotId
-from slabd_server.core.sessions import REMEMBERED_ANSWERS, REMEMBERED_ITEMS
+from slabd_server.core.sessions import REMEMBERED_ANSWERS, REMEMBERED_BYTES
 
 
 def test_a_lease_is_counted_and_comes_back() -> None:
@@ -139,19 +142,39 @@ def test_a_repeated_sequence_gets_the_same_answer() -> None:
 
 
 def test_long_answers_are_forgotten_sooner() -> None:
-    """A session cannot make the daemon remember more than so many items, and the latest answer is always kept."""
+    """A session cannot make the daemon remember more than so many bytes, and the latest answer is always kept."""
     world = World()
     key = world.session()
     session = world.engine.sessions.authenticate(key)
     for sequence in range(1, 20):
         blocks = world.lease(key, *[64] * 2000, sequence=sequence)
         world.engine.release(key, [block.ref for block in blocks], now=world.now)
-    assert sum(items for *_, items in session.answers.values()) <= REMEMBERED_ITEMS
+    assert sum(size for *_, size in session.answers.values()) <= REMEMBERED_BYTES
     assert world.lease(key, *[64] * 2000, sequence=19) == blocks
     assert world.used == 0
     for sequence in range(20, 2000):
         world.engine.release(key, [blocks[0].ref], now=world.now, sequence=sequence)
     assert len(session.answers) == REMEMBERED_ANSWERS
+
+
+def test_what_is_remembered_of_refusals_is_bounded_in_bytes() -> None:
+    """A refusal is longer than a grant: what a session makes the daemon remember is bounded by memory, measured."""
+    world = World()
+    key = world.session()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for sequence in range(1, 9):
+            refs = [BlockRef(SlotId(10**9 + number), 4_000_000_000) for number in range(4096)]
+            world.engine.release(key, refs, now=world.now, sequence=sequence)
+        del refs
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    (largest,) = (size for *_, size in world.engine.sessions.authenticate(key).answers.values())
+    assert largest > REMEMBERED_BYTES  # so it is the only one kept
+    assert after - before < 1.5 * largest
 
 
 def test_a_sequence_cannot_serve_two_requests() -> None:

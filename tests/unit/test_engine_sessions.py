@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fixtures.engines import UID, World, make_heap
+from tests.fixtures.engines import MIB, UID, World, make_heap
 
 from slabd_server.core import inspection
 from slabd_server.core.access import Policy
@@ -11,12 +11,15 @@ from slabd_server.core.engine import Engine
 from slabd_server.core.errors import (
     AccessDenied,
     InvalidArgument,
+    NoSuchSession,
+    OutOfMemory,
     TooManySessions,
     UnknownBlock,
     UnknownHeap,
     UnknownSession,
+    WrongSecret,
 )
-from slabd_server.core.records import Access, BlockState, EndCause, Peer, SessionState
+from slabd_server.core.records import Access, BlockState, EndCause, Peer, SessionKey, SessionState
 
 
 def test_closing_frees_everything() -> None:
@@ -26,8 +29,7 @@ def test_closing_frees_everything() -> None:
     (block,) = world.lease(key, 64)
     (foreign,) = world.lease(other, 64)
     world.open(key, world.share(other, foreign.ref))
-    ended, _ = world.engine.close_session(key, now=world.now)
-    world.check()
+    (ended,) = world.end(key).ended
     assert (ended.cause, ended.leases, ended.reclaimed_bytes) == (EndCause.CLOSED, 1, block.size)
     with pytest.raises(UnknownSession):
         world.lease(key, 64)
@@ -80,11 +82,52 @@ def test_opens_of_a_quarantined_session_keep_the_block() -> None:
     assert world.used == 0
 
 
+def test_what_a_child_may_touch_outlives_the_closing() -> None:
+    """A session that is closed while a forked child holds its connection keeps its blocks till the child lets go."""
+    world = World()
+    key, other = world.session(), world.session()
+    (block,) = world.lease(key, MIB)
+    assert not world.end(key, child=True).ended
+    assert world.heap.books.state(block.ref.slot) is BlockState.QUARANTINED
+    with pytest.raises(UnknownSession):
+        world.lease(key, 64)
+    with pytest.raises(OutOfMemory, match="in quarantine"):
+        world.lease(other, 64)
+    world.engine.process_gone(key.id, now=world.now)
+    assert world.used == block.size
+    assert not world.end(key, child=True).ended  # closing twice changes nothing
+    (ended,) = world.hang_up(key).ended
+    assert (ended.cause, ended.reclaimed_bytes, world.used) == (EndCause.CLOSED, block.size, 0)
+
+
+def test_a_closed_session_does_not_wait_for_its_process() -> None:
+    """Who has hung up and closed will not touch its blocks again, so they are free while the process lives on."""
+    world = World()
+    key = world.session()
+    world.lease(key, 64)
+    world.hang_up(key)
+    assert world.used == 64
+    with pytest.raises(WrongSecret):
+        world.engine.close_session(SessionKey(key.id, bytes(16)), now=world.now)
+    (ended,) = world.engine.close_session(key, now=world.now).effects.ended
+    assert (ended.cause, world.used) == (EndCause.CLOSED, 0)
+
+
+def test_an_evicted_session_that_closes_is_still_counted_as_evicted() -> None:
+    """The operator was first; what the client says afterwards only lets its blocks go sooner."""
+    world = World()
+    key = world.session()
+    world.lease(key, 64)
+    world.evict(key)
+    (ended,) = world.end(key).ended
+    assert (ended.cause, world.used) == (EndCause.EVICTED, 0)
+
+
 def test_late_news_of_an_ended_session_is_no_error() -> None:
     """The kernel may report the exit and the hang-up of a session that was closed before."""
     world = World()
     key = world.session()
-    world.engine.close_session(key, now=world.now)
+    world.end(key)
     world.hang_up(key)
     world.engine.process_gone(key.id, now=world.now)
     world.check()
@@ -118,9 +161,8 @@ def test_an_evicted_process_keeps_its_blocks_in_quarantine() -> None:
     world = World()
     key = world.session()
     (block,) = world.lease(key, 64)
-    reclaimed, quarantined, _ = world.engine.evict(key.id, now=world.now)
-    world.check()
-    assert (reclaimed, quarantined) == (0, block.size)
+    assert not world.evict(key).ended
+    assert world.heap.books.state_bytes[BlockState.QUARANTINED] == block.size
     with pytest.raises(UnknownSession):
         world.lease(key, 64)
     (ended,) = world.die(key).ended
@@ -132,14 +174,13 @@ def test_an_evicted_remote_session_is_gone() -> None:
     world = World()
     key = world.session(attached=False)
     world.lease(key, 64)
-    reclaimed, quarantined, effects = world.engine.evict(key.id, now=world.now)
-    world.check()
-    assert (reclaimed, quarantined, effects.ended[0].cause) == (64, 0, EndCause.EVICTED)
+    (ended,) = world.evict(key).ended
+    assert (ended.reclaimed_bytes, ended.cause, world.used) == (64, EndCause.EVICTED, 0)
 
 
 def test_evicting_nobody_is_an_error() -> None:
     """There must be such a session."""
-    with pytest.raises(UnknownSession, match="no session 7"):
+    with pytest.raises(NoSuchSession, match="no session 7"):
         World().engine.evict(7, now=0.0)
 
 
@@ -149,7 +190,7 @@ def test_sessions_are_limited() -> None:
     key = world.session()
     with pytest.raises(TooManySessions, match="1 sessions"):
         world.session()
-    world.engine.close_session(key, now=world.now)
+    world.end(key)
     world.session()
 
 
@@ -229,7 +270,11 @@ def test_session_counts_follow_states() -> None:
     world = World()
     key, _ = world.session(), world.session()
     world.hang_up(key)
-    assert world.heap.session_counts == {SessionState.ACTIVE: 1, SessionState.QUARANTINED: 1}
+    assert world.heap.session_counts == {
+        SessionState.ACTIVE: 1,
+        SessionState.QUARANTINED: 1,
+        SessionState.ENDING: 0,
+    }
 
 
 def test_a_block_is_located_only_for_those_who_have_it() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slabd_server.headroom import UNLIMITED, Headroom, headroom
+from slabd_server.headroom import UNLIMITED, Allowance, Headroom, headroom
 from slabd_server.units import GIB, MIB, exact_size, parse_size, readable_size
 
 if TYPE_CHECKING:
@@ -153,3 +153,33 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_sizes_are_written(size: int, exact: str, readable: str) -> None:
     """`exact_size` is what `parse_size` reads; `readable_size` is for people."""
     assert (exact_size(size), readable_size(size), parse_size(exact)) == (exact, readable, size)
+
+
+def test_an_allowance_asks_now_and_then() -> None:
+    """A sixteenth of what is available is handed out without asking again, and no longer than its time."""
+    asked: list[float] = []
+    now = 0.0
+
+    def ask() -> Headroom:
+        asked.append(now)
+        return Headroom(1600, "made up")
+
+    allowance = Allowance(ask, lambda: now)
+    assert [allowance.take(50), allowance.take(50)] == [None, None]
+    assert len(asked) == 1
+    assert allowance.take(1) is None
+    assert len(asked) == 2
+    now = Allowance.ALLOWED_SECONDS
+    assert allowance.take(1) is None
+    assert len(asked) == 3
+    assert allowance.take(1600) is None
+    assert allowance.take(1601) == Headroom(1600, "made up")
+
+
+def test_a_refused_allowance_has_nothing_left() -> None:
+    """After a refusal the next piece is asked for, however small."""
+    answers = iter([Headroom(1600, "first"), Headroom(10, "second"), Headroom(10, "third")])
+    allowance = Allowance(lambda: next(answers), lambda: 0.0)
+    assert allowance.take(10) is None
+    assert allowance.take(1000) == Headroom(10, "second")
+    assert allowance.take(11) == Headroom(10, "third")

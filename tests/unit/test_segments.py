@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slabd_server import segments
-from slabd_server.core.errors import LedgerFull
+from slabd_server.core.errors import LedgerFull, OutOfMemory
 from slabd_server.core.store import RECORD_BYTES, MemoryStore
 from slabd_server.errors import StartError
-from slabd_server.headroom import Headroom
+from slabd_server.headroom import Allowance, Headroom
 from slabd_server.segments import HUGE_PAGE, SEALS, HeapSegment, LedgerSegment, SegmentError
 
 if TYPE_CHECKING:
@@ -409,6 +409,21 @@ def test_growth_asks_for_headroom_before_the_oom_killer_does(
         ledger.grow(1000)
     with pytest.raises(SegmentError, match=r"ledger of heap other, 64 KiB does not fit"):
         LedgerSegment.create("other", 1024)
+
+
+def test_pages_are_taken_again_only_within_the_headroom() -> None:
+    """What was given back is refused before the OOM killer is called, counting only the pages that are missing."""
+    page = mmap.PAGESIZE
+    with HeapSegment.create("test", 64 * page) as segment:
+        segment.give_back(8 * page, 8 * page)
+        segment.give_back(40 * page, 8 * page)
+        segment._allowance = Allowance(lambda: Headroom(15 * page, "memory.max is 1 GiB"))
+        with pytest.raises(OutOfMemory, match=r"61440 are available \(memory.max is 1 GiB\)"):
+            segment.commit(0, 64 * page)
+        assert segment.resident_bytes() == 48 * page
+        segment.commit(8 * page, 8 * page)
+        segment.commit(0, 64 * page)
+        assert segment.resident_bytes() == 64 * page
 
 
 def test_a_ledger_outlives_its_segment_behind_its_descriptor() -> None:

@@ -171,12 +171,12 @@ def test_check_config_shows_every_value_and_its_source(
 ) -> None:
     """As a table for people."""
     monkeypatch.setenv("SLABD_HEAP_SIZE", "64MiB")
-    assert command.main(["check-config", "--listen=127.0.0.1:0", "--socket-mode=660"]) == ExitCode.OK
+    assert command.main(["check-config", "--listen=127.0.0.1:0", "--admin-socket-mode=660"]) == ExitCode.OK
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     for row in (
         ["OPTION", "VALUE", "FROM"],
         ["listen", "127.0.0.1:0", "--listen"],
-        ["socket_mode", "0660", "--socket-mode"],
+        ["admin_socket_mode", "0660", "--admin-socket-mode"],
         ["heaps.default.size", "64MiB", "SLABD_HEAP_SIZE"],
         ["tls_cert", "none", "default"],
         ["heaps.default.prefault", "false", "default"],

@@ -1,11 +1,17 @@
 """The line to a daemon for operators: AdminService, PoolService's books and gRPC health, with slabd's errors.
 
 It opens no session, so it can look without being seen among the sessions. No `grpc.RpcError` gets past here.
+
+A local daemon has a socket for operators and one for clients. Health and books are asked on the latter, so that a
+probe needs no right to operate anything; whoever may reach only the operators' socket is answered there. A socket is
+looked at when it is first needed.
 """
 
 from __future__ import annotations
 
+import os
 import stat
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -21,15 +27,22 @@ from slabd_proto import runtime
 from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import PurePath
     from types import TracebackType
     from typing import Self
 
     from slabd.address import Address
+    from slabd.errors import SlabdError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 CALL_SECONDS: Final = 10.0
+_WHERE: Final = "run slabctl where the daemon runs, or give it the whole runtime directory"
+_REMEDY: Final = {
+    runtime.ADMIN_SOCKET: "be the daemon's own user or root, or have its admin_socket_mode let this user in",
+    runtime.GRPC_SOCKET: "be the daemon's own user or root, or have its socket_mode let this user in",
+}
 
 
 class Connection:
@@ -38,14 +51,32 @@ class Connection:
     def __init__(self, address: Address, tls: Tls | None = None, seconds: float = CALL_SECONDS) -> None:
         self.address = address
         self._seconds = seconds
-        if isinstance(address, LocalAddress):
-            _check_socket(address)
-        channel = _channel(address, tls)
-        self._channel = channel
-        self._admin = admin_pb2_grpc.AdminServiceStub(channel)
-        self._pool = pool_pb2_grpc.PoolServiceStub(channel)
+        self._secure = _credentials(tls)
+        self._channels: dict[str, grpc.Channel] = {}
+
+    @cached_property
+    def _admin(self) -> admin_pb2_grpc.AdminServiceStub:
+        return admin_pb2_grpc.AdminServiceStub(self._channel(runtime.ADMIN_SOCKET))
+
+    @cached_property
+    def _pool(self) -> pool_pb2_grpc.PoolServiceStub:
+        return pool_pb2_grpc.PoolServiceStub(self._channel(runtime.GRPC_SOCKET, runtime.ADMIN_SOCKET))
+
+    @cached_property
+    def _health(self) -> Callable[..., health_pb2.HealthCheckResponse]:
+        stub = health_pb2_grpc.HealthStub(self._channel(runtime.GRPC_SOCKET, runtime.ADMIN_SOCKET))
         # grpc_health's stub makes its methods where type checkers do not look.
-        self._health: Callable[..., health_pb2.HealthCheckResponse] = vars(health_pb2_grpc.HealthStub(channel))["Check"]
+        check: Callable[..., health_pb2.HealthCheckResponse] = vars(stub)["Check"]
+        return check
+
+    def _channel(self, *sockets: str) -> grpc.Channel:
+        """Return the channel to the first of these sockets that this user may reach; over TCP there is one channel."""
+        target = self.address.target
+        if isinstance(self.address, LocalAddress):
+            target = self.address.target_of(_reachable(self.address.runtime_dir, sockets))
+        if target not in self._channels:
+            self._channels[target] = _open(target, self._secure)
+        return self._channels[target]
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +88,8 @@ class Connection:
 
     def close(self) -> None:
         """Hang up."""
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def status(self) -> admin_pb2.GetStatusResponse:
         """Describe the daemon and its heaps."""
@@ -113,23 +145,50 @@ class Connection:
             raise error_of_rpc(failure, str(self.address)) from None
 
 
-def _channel(address: Address, tls: Tls | None) -> grpc.Channel:
+def _credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:
     try:
-        secure = credentials(tls)
+        return credentials(tls)
     except OSError as error:
         raise InvalidArgument(f"TLS: {error}") from None
+
+
+def _open(target: str, secure: grpc.ChannelCredentials | None) -> grpc.Channel:
     if secure is None:
-        return grpc.insecure_channel(address.target, CHANNEL_OPTIONS)
-    return grpc.secure_channel(address.target, secure, CHANNEL_OPTIONS)
+        return grpc.insecure_channel(target, CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, secure, CHANNEL_OPTIONS)
 
 
-def _check_socket(address: LocalAddress) -> None:
-    """Say what is missing, before gRPC says "failed to connect to all addresses"."""
-    path = Path(address.runtime_dir / runtime.GRPC_SOCKET)
+def _reachable(runtime_dir: PurePath, sockets: Sequence[str]) -> str:
+    """Return the first socket that can be connected to; else say what is wrong with the first, before gRPC does.
+
+    gRPC would say "failed to connect to all addresses".
+    """
+    problems: list[SlabdError] = []
+    for name in sockets:
+        problem = _problem(Path(runtime_dir, name))
+        if problem is None:
+            return name
+        problems.append(problem)
+    raise problems[0]
+
+
+def _problem(path: Path) -> SlabdError | None:
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise DaemonUnavailable(f"{path} is no socket: is {address.runtime_dir} the daemon's runtime directory?")
+        is_socket = stat.S_ISSOCK(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        raise DaemonUnavailable(f"no daemon in {address.runtime_dir}: there is no {path.name}") from None
+        return _missing(path)
     except PermissionError:
-        raise AccessDenied(f"{path}: permission denied; the daemon runs as another user") from None
+        return AccessDenied(f"{path}: permission denied; the daemon runs as another user")
+    if not is_socket:
+        return DaemonUnavailable(f"{path} is no socket: is {path.parent} the daemon's runtime directory?")
+    if not os.access(path, os.W_OK, effective_ids=True):
+        return AccessDenied(f"{path}: permission denied; {_REMEDY[path.name]}")
+    return None
+
+
+def _missing(path: Path) -> SlabdError:
+    if path.name != runtime.GRPC_SOCKET and path.with_name(runtime.GRPC_SOCKET).exists():
+        return AccessDenied(
+            f"{path.parent} has a {runtime.GRPC_SOCKET} but no {path.name}, where operators are answered; {_WHERE}"
+        )
+    return DaemonUnavailable(f"no daemon in {path.parent}: there is no {path.name}")

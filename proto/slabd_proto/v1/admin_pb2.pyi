@@ -32,7 +32,9 @@ class _SessionStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     SESSION_STATE_ACTIVE: _SessionState.ValueType  # 1
     """Connected."""
     SESSION_STATE_QUARANTINED: _SessionState.ValueType  # 2
-    """Its connection is gone, its process is not: what it holds is in quarantine."""
+    """It cannot be talked to any more, but a living process may still touch what it holds: that is in quarantine."""
+    SESSION_STATE_ENDING: _SessionState.ValueType  # 3
+    """It is over, and its blocks are being given back."""
 
 class SessionState(_SessionState, metaclass=_SessionStateEnumTypeWrapper):
     """How a session relates to its process."""
@@ -42,7 +44,9 @@ SESSION_STATE_UNSPECIFIED: SessionState.ValueType  # 0
 SESSION_STATE_ACTIVE: SessionState.ValueType  # 1
 """Connected."""
 SESSION_STATE_QUARANTINED: SessionState.ValueType  # 2
-"""Its connection is gone, its process is not: what it holds is in quarantine."""
+"""It cannot be talked to any more, but a living process may still touch what it holds: that is in quarantine."""
+SESSION_STATE_ENDING: SessionState.ValueType  # 3
+"""It is over, and its blocks are being given back."""
 Global___SessionState: typing_extensions.TypeAlias = SessionState
 
 class _BlockState:
@@ -119,7 +123,7 @@ class GetStatusResponse(google.protobuf.message.Message):
 
     @property
     def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Where it answers gRPC."""
+        """Where it answers clients over gRPC. For operators there is `admin.sock` in the runtime directory besides."""
 
     @property
     def heaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[slabd_proto.v1.pool_pb2.HeapStats]:

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """What operators call. It is answered on the unix socket, whose permissions guard it, and over TCP only to clients
-    with a certificate.
+    """What operators call. It is answered on the unix socket `admin.sock` of the runtime directory, whose permissions guard
+    it, and over TCP only to clients with a certificate; on `slabd.sock` it is refused with ACCESS_DENIED.
     """
 
     def __init__(self, channel):
@@ -74,8 +74,8 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """What operators call. It is answered on the unix socket, whose permissions guard it, and over TCP only to clients
-    with a certificate.
+    """What operators call. It is answered on the unix socket `admin.sock` of the runtime directory, whose permissions guard
+    it, and over TCP only to clients with a certificate; on `slabd.sock` it is refused with ACCESS_DENIED.
     """
 
     def GetStatus(self, request, context):
@@ -121,7 +121,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """End a session by force. A process that lives and has the heap mapped keeps its blocks in quarantine until it exits.
+        """End a session by force; NO_SUCH_SESSION when there is none. A process that lives and has the heap mapped keeps its
+        blocks in quarantine until it exits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +175,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """What operators call. It is answered on the unix socket, whose permissions guard it, and over TCP only to clients
-    with a certificate.
+    """What operators call. It is answered on the unix socket `admin.sock` of the runtime directory, whose permissions guard
+    it, and over TCP only to clients with a certificate; on `slabd.sock` it is refused with ACCESS_DENIED.
     """
 
     @staticmethod

@@ -138,8 +138,8 @@ _AdminServiceEndSessionType = typing_extensions.TypeVar(
 )
 
 class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceListSessionsType, _AdminServiceListLeasesType, _AdminServiceListHeapsType, _AdminServiceCheckType, _AdminServiceDrainType, _AdminServiceEndSessionType]):
-    """What operators call. It is answered on the unix socket, whose permissions guard it, and over TCP only to clients
-    with a certificate.
+    """What operators call. It is answered on the unix socket `admin.sock` of the runtime directory, whose permissions guard
+    it, and over TCP only to clients with a certificate; on `slabd.sock` it is refused with ACCESS_DENIED.
     """
 
     @typing.overload
@@ -225,7 +225,9 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceL
     """Stop taking new work, and say when nothing is held any more."""
 
     EndSession: _AdminServiceEndSessionType
-    """End a session by force. A process that lives and has the heap mapped keeps its blocks in quarantine until it exits."""
+    """End a session by force; NO_SUCH_SESSION when there is none. A process that lives and has the heap mapped keeps its
+    blocks in quarantine until it exits.
+    """
 
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -259,8 +261,8 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """What operators call. It is answered on the unix socket, whose permissions guard it, and over TCP only to clients
-    with a certificate.
+    """What operators call. It is answered on the unix socket `admin.sock` of the runtime directory, whose permissions guard
+    it, and over TCP only to clients with a certificate; on `slabd.sock` it is refused with ACCESS_DENIED.
     """
 
     @abc.abstractmethod
@@ -317,6 +319,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: slabd_proto.v1.admin_pb2.EndSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[slabd_proto.v1.admin_pb2.EndSessionResponse, collections.abc.Awaitable[slabd_proto.v1.admin_pb2.EndSessionResponse]]:
-        """End a session by force. A process that lives and has the heap mapped keeps its blocks in quarantine until it exits."""
+        """End a session by force; NO_SUCH_SESSION when there is none. A process that lives and has the heap mapped keeps its
+        blocks in quarantine until it exits.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -44,7 +44,7 @@ Global___AttachDescriptor: typing_extensions.TypeAlias = AttachDescriptor
 @typing.final
 class AttachHello(google.protobuf.message.Message):
     """The attach socket hands out what gRPC cannot carry: file descriptors. It is a unix stream socket named `attach.sock`
-    beside the gRPC socket. Each side sends one frame: the eight bytes "SLABDATT", a little-endian uint32 version (1), a
+    beside the gRPC sockets. Each side sends one frame: the eight bytes "SLABDATT", a little-endian uint32 version (1), a
     little-endian uint32 payload length, and the payload: an AttachHello from the client, an AttachReply from the daemon.
     The descriptors travel as SCM_RIGHTS with the first byte of the reply. Then the connection stays open, silent, for
     as long as the session lives: its hang-up is how the daemon learns that a client is gone.

@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_STALE_HANDLE: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION: the handle's block has been re-issued, its opens are used up, or it has expired."""
     ERROR_REASON_UNKNOWN_SESSION: _ErrorReason.ValueType  # 11
-    """UNAUTHENTICATED: no session with that id; it has ended, or the daemon has restarted."""
+    """UNAUTHENTICATED: the caller's own session has ended, or the daemon has restarted."""
     ERROR_REASON_WRONG_SECRET: _ErrorReason.ValueType  # 12
     """UNAUTHENTICATED: the session exists, but the secret is missing or is not its own."""
     ERROR_REASON_ACCESS_DENIED: _ErrorReason.ValueType  # 13
@@ -70,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """RESOURCE_EXHAUSTED: the daemon has as many sessions as it admits."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a defect of the daemon; its log has the details."""
+    ERROR_REASON_NO_SUCH_SESSION: _ErrorReason.ValueType  # 24
+    """NOT_FOUND: the session that an operator named is not there, or not any more."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. It travels as `google.rpc.ErrorInfo` (domain "slabd", reason = the name below without its
@@ -101,7 +103,7 @@ ERROR_REASON_UNKNOWN_BLOCK: ErrorReason.ValueType  # 9
 ERROR_REASON_STALE_HANDLE: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION: the handle's block has been re-issued, its opens are used up, or it has expired."""
 ERROR_REASON_UNKNOWN_SESSION: ErrorReason.ValueType  # 11
-"""UNAUTHENTICATED: no session with that id; it has ended, or the daemon has restarted."""
+"""UNAUTHENTICATED: the caller's own session has ended, or the daemon has restarted."""
 ERROR_REASON_WRONG_SECRET: ErrorReason.ValueType  # 12
 """UNAUTHENTICATED: the session exists, but the secret is missing or is not its own."""
 ERROR_REASON_ACCESS_DENIED: ErrorReason.ValueType  # 13
@@ -126,4 +128,6 @@ ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason.ValueType  # 22
 """RESOURCE_EXHAUSTED: the daemon has as many sessions as it admits."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a defect of the daemon; its log has the details."""
+ERROR_REASON_NO_SUCH_SESSION: ErrorReason.ValueType  # 24
+"""NOT_FOUND: the session that an operator named is not there, or not any more."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

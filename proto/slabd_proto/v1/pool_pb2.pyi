@@ -349,17 +349,21 @@ class CloseSessionResponse(google.protobuf.message.Message):
 
     LEASES_FIELD_NUMBER: builtins.int
     RECLAIMED_BYTES_FIELD_NUMBER: builtins.int
+    QUARANTINED_BYTES_FIELD_NUMBER: builtins.int
     leases: builtins.int
     """How many leases it still had."""
     reclaimed_bytes: builtins.int
     """How many bytes became free by its end."""
+    quarantined_bytes: builtins.int
+    """How many bytes stay in quarantine, because a forked child may still touch them."""
     def __init__(
         self,
         *,
         leases: builtins.int = ...,
         reclaimed_bytes: builtins.int = ...,
+        quarantined_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["leases", b"leases", "reclaimed_bytes", b"reclaimed_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["leases", b"leases", "quarantined_bytes", b"quarantined_bytes", "reclaimed_bytes", b"reclaimed_bytes"]) -> None: ...
 
 Global___CloseSessionResponse: typing_extensions.TypeAlias = CloseSessionResponse
 
@@ -1066,7 +1070,9 @@ class GetStatsRequest(google.protobuf.message.Message):
     SESSION_FIELD_NUMBER: builtins.int
     @property
     def session(self) -> Global___SessionKey:
-        """The session; without one the call is answered on the unix socket only."""
+        """The session; without one the call is answered on the unix sockets only. Whoever may connect there may see how full
+        every heap is.
+        """
 
     def __init__(
         self,

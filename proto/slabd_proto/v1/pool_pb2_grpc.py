@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class PoolServiceStub(object):
-    """What clients call. A session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at
-    [offset, offset + size) of the heap's mapping.
+    """What clients call, on the unix socket `slabd.sock` of the runtime directory, on `admin.sock` beside it, and over TCP. A
+    session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at [offset, offset + size) of the
+    heap's mapping.
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
@@ -108,8 +109,9 @@ class PoolServiceStub(object):
 
 
 class PoolServiceServicer(object):
-    """What clients call. A session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at
-    [offset, offset + size) of the heap's mapping.
+    """What clients call, on the unix socket `slabd.sock` of the runtime directory, on `admin.sock` beside it, and over TCP. A
+    session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at [offset, offset + size) of the
+    heap's mapping.
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
@@ -117,7 +119,8 @@ class PoolServiceServicer(object):
     """
 
     def OpenSession(self, request, context):
-        """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive.
+        """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive. Nobody vouches for the
+        caller: the heap's option `remote` says what such sessions may do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +134,9 @@ class PoolServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """End a session: everything it holds is free again, and what it shared stays open to those who were promised it.
+        """End a session: everything it holds is free again, and what it shared stays open to those who were promised it. A
+        client that attached lets go of its attach connection first. When that has not hung up, because a forked child holds
+        it and may touch the heap, the blocks stay in quarantine until it does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -285,8 +290,9 @@ def add_PoolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PoolService(object):
-    """What clients call. A session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at
-    [offset, offset + size) of the heap's mapping.
+    """What clients call, on the unix socket `slabd.sock` of the runtime directory, on `admin.sock` beside it, and over TCP. A
+    session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at [offset, offset + size) of the
+    heap's mapping.
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks

@@ -234,8 +234,9 @@ _PoolServiceGetUsableSizeType = typing_extensions.TypeVar(
 )
 
 class PoolServiceStub(typing.Generic[_PoolServiceOpenSessionType, _PoolServiceKeepSessionAliveType, _PoolServiceCloseSessionType, _PoolServiceLeaseType, _PoolServiceReleaseType, _PoolServiceShareType, _PoolServiceOpenType, _PoolServiceCloseType, _PoolServiceReadBlockType, _PoolServiceWriteBlockType, _PoolServiceWatchType, _PoolServiceGetStatsType, _PoolServiceGetUsableSizeType]):
-    """What clients call. A session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at
-    [offset, offset + size) of the heap's mapping.
+    """What clients call, on the unix socket `slabd.sock` of the runtime directory, on `admin.sock` beside it, and over TCP. A
+    session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at [offset, offset + size) of the
+    heap's mapping.
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
@@ -355,13 +356,18 @@ class PoolServiceStub(typing.Generic[_PoolServiceOpenSessionType, _PoolServiceKe
     ], channel: grpc.aio.Channel) -> None: ...
 
     OpenSession: _PoolServiceOpenSessionType
-    """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive."""
+    """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive. Nobody vouches for the
+    caller: the heap's option `remote` says what such sessions may do.
+    """
 
     KeepSessionAlive: _PoolServiceKeepSessionAliveType
     """Extend a session's life; sessions opened over the attach socket need none."""
 
     CloseSession: _PoolServiceCloseSessionType
-    """End a session: everything it holds is free again, and what it shared stays open to those who were promised it."""
+    """End a session: everything it holds is free again, and what it shared stays open to those who were promised it. A
+    client that attached lets go of its attach connection first. When that has not hung up, because a forked child holds
+    it and may touch the heap, the blocks stay in quarantine until it does.
+    """
 
     Lease: _PoolServiceLeaseType
     """Lease blocks. The batch is atomic: all of them, or none and an error. With a timeout the call waits its turn, first
@@ -451,8 +457,9 @@ PoolServiceAsyncStub: typing_extensions.TypeAlias = PoolServiceStub[
 ]
 
 class PoolServiceServicer(metaclass=abc.ABCMeta):
-    """What clients call. A session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at
-    [offset, offset + size) of the heap's mapping.
+    """What clients call, on the unix socket `slabd.sock` of the runtime directory, on `admin.sock` beside it, and over TCP. A
+    session belongs to one heap. Its blocks are named by `BlockRef`; a block's bytes lie at [offset, offset + size) of the
+    heap's mapping.
 
     Sequence numbers: every call that changes something carries `sequence`. A session that repeats a call with the same
     non-zero sequence (because the answer was lost) gets the first call's answer and nothing happens twice. Zero asks
@@ -465,7 +472,9 @@ class PoolServiceServicer(metaclass=abc.ABCMeta):
         request: slabd_proto.v1.pool_pb2.OpenSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[slabd_proto.v1.pool_pb2.OpenSessionResponse, collections.abc.Awaitable[slabd_proto.v1.pool_pb2.OpenSessionResponse]]:
-        """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive."""
+        """Open a session over gRPC alone, for clients that cannot map the heap. It lives by keep-alive. Nobody vouches for the
+        caller: the heap's option `remote` says what such sessions may do.
+        """
 
     @abc.abstractmethod
     def KeepSessionAlive(
@@ -481,7 +490,10 @@ class PoolServiceServicer(metaclass=abc.ABCMeta):
         request: slabd_proto.v1.pool_pb2.CloseSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[slabd_proto.v1.pool_pb2.CloseSessionResponse, collections.abc.Awaitable[slabd_proto.v1.pool_pb2.CloseSessionResponse]]:
-        """End a session: everything it holds is free again, and what it shared stays open to those who were promised it."""
+        """End a session: everything it holds is free again, and what it shared stays open to those who were promised it. A
+        client that attached lets go of its attach connection first. When that has not hung up, because a forked child holds
+        it and may touch the heap, the blocks stay in quarantine until it does.
+        """
 
     @abc.abstractmethod
     def Lease(

@@ -35,7 +35,8 @@ class Policy:
         """
         granted = self._granted(peer)
         if granted is None:
-            raise AccessDenied(f"heap {heap} does not admit {_who(peer)}; see its allow_uids and allow_gids")
+            options = "remote" if peer.uid is None else "allow_uids and allow_gids"
+            raise AccessDenied(f"heap {heap} does not admit {_who(peer)}; see its {options}")
         if access is Access.READ_WRITE and granted is Access.READ_ONLY:
             raise AccessDenied(f"heap {heap} admits {_who(peer)} for reading only; attach read-only")
 

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 class Account:
-    """A session as the books see it: `owned` in the order of grants, `owned_bytes` their sizes, `held` its opens."""
+    """A session as the books see it: `owned` in the order of grants, `owned_bytes` their sizes, `held` its opens.
 
-    __slots__ = ("held", "id", "owned", "owned_bytes", "uid")
+    `rank` is kept by `holders`.
+    """
+
+    __slots__ = ("held", "id", "owned", "owned_bytes", "rank", "uid")
 
     def __init__(self, session_id: SessionId, uid: int | None, links: Links) -> None:
         self.id: Final = session_id
@@ -22,3 +25,4 @@ class Account:
         self.owned: Final = Chain(links)
         self.owned_bytes = 0
         self.held: Final[dict[SlotId, None]] = {}
+        self.rank = 0

@@ -26,20 +26,25 @@ Nothing here decides who may do what; `engine` and `shares` do. No method fails 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.chains import Chain, Links
-from slabd_server.core.errors import InvariantBroken, NoMemory, OutOfMemory, UnknownBlock
+from slabd_server.core.errors import InvariantBroken, OutOfMemory, UnknownBlock
+from slabd_server.core.holders import Holders
 from slabd_server.core.ledger import Flag, Kind, Ledger, Record
+from slabd_server.core.purposes import Purposes
 from slabd_server.core.records import NO_SESSION, Block, BlockRef, BlockState, SlotId
+from slabd_server.core.tallies import Tallies, count_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from slabd_server.core.accounts import Account
     from slabd_server.core.cleaner import Cleaner
     from slabd_server.core.heap import Extent, Heap
-    from slabd_server.core.records import EndCause, LeaseItem, SessionId
+    from slabd_server.core.purposes import Purpose
+    from slabd_server.core.records import LeaseItem, SessionId
     from slabd_server.core.store import Store
 
 _UNGRANTED: Final = 255
@@ -51,39 +56,6 @@ class Hold:
 
     opens: int
     ledger_slot: SlotId
-
-
-@dataclass(frozen=True, slots=True)
-class Purpose:
-    """What a lease is for, as its owner says."""
-
-    label: str = ""
-    call_site: str = ""
-
-
-NO_PURPOSE = Purpose()
-
-
-class Tallies:
-    """What has happened so far, as plain counters that only grow."""
-
-    def __init__(self) -> None:
-        self.lease_requests = 0
-        self.leases_granted = 0
-        self.rejections: dict[str, int] = {}
-        self.leases_ended: dict[str, int] = {}
-        self.reclaimed_bytes: dict[str, int] = {}
-        self.sessions_started = 0
-        self.sessions_ended: dict[str, int] = {}
-        self.shares = 0
-        self.opens_ok = 0
-        self.opens_stale = 0
-        self.handles_expired = 0
-
-
-def count_up(counters: dict[str, int], key: str, by: int = 1) -> None:
-    """Add to one counter of a family."""
-    counters[key] = counters.get(key, 0) + by
 
 
 class Books:
@@ -98,6 +70,7 @@ class Books:
         self.links: Final = Links()
         self.orphans: Final = Chain(self.links)
         self.holds: Final[dict[SlotId, dict[SessionId, Hold]]] = {}
+        self.holders: Final = Holders()
         self.tallies: Final = Tallies()
         self.state_bytes = [0] * len(BlockState)
         self.requested_bytes = 0
@@ -105,8 +78,9 @@ class Books:
         self.blocks = 0
         self.leases = 0
         self._states = bytearray()
-        self._purposes: dict[SlotId, Purpose] = {}
+        self._purposes = Purposes()
         self._quarantined: set[SessionId] = set()
+        self._lagging: set[SessionId] = set()
 
     def __repr__(self) -> str:
         return f"<Books {self.name!r}: {self.blocks} blocks, {self.used_bytes} of {self.total_bytes} bytes used>"
@@ -145,8 +119,7 @@ class Books:
             self.cleaner.prepare(offset, size, session=account.id, uid=account.uid)
             slot, record = self.ledger.add(record)
             self._adopt(account, slot, size)
-            if purpose is not NO_PURPOSE:
-                self._purposes[slot] = purpose
+            self._purposes.put(slot, purpose)
             self.blocks += 1
             self.requested_bytes += item.size
             self._restate(slot, record)
@@ -184,6 +157,7 @@ class Books:
         record = self.ledger.get(slot)
         account.owned.remove(slot)
         account.owned_bytes -= record.b
+        self.holders.rank(account)
         self.orphans.append(slot)
         self.leases -= 1
         count_up(self.tallies.leases_ended, cause)
@@ -205,6 +179,7 @@ class Books:
     def _adopt(self, account: Account, slot: SlotId, size: int) -> None:
         account.owned.append(slot)
         account.owned_bytes += size
+        self.holders.rank(account)
         self.leases += 1
 
     # -- pending opens and holds
@@ -253,7 +228,7 @@ class Books:
             self._restate(slot, record)
             return 0
         self.orphans.remove(slot)
-        self._purposes.pop(slot, None)
+        self._purposes.drop(slot)
         self.blocks -= 1
         self.requested_bytes -= record.c
         self.state_bytes[self._states[slot]] -= record.b
@@ -292,7 +267,7 @@ class Books:
 
     def purpose(self, slot: SlotId) -> Purpose:
         """Return what a block is for."""
-        return self._purposes.get(slot, NO_PURPOSE)
+        return self._purposes.get(slot)
 
     def state(self, slot: SlotId) -> BlockState:
         """Return a granted block's state."""
@@ -300,17 +275,26 @@ class Books:
 
     # -- quarantine
 
-    def quarantine(self, account: Account) -> int:
-        """Bring the states of a session's blocks up to date after it went into quarantine; return its bytes there."""
+    def quarantine(self, account: Account) -> Iterator[None]:
+        """Put a session into quarantine; each step of what is returned brings the state of one block up to date.
+
+        Until the last step the states lag behind, as `check` knows. The steps may be left undone when the session ends.
+        """
         self._quarantined.add(account.id)
-        before = self.state_bytes[BlockState.QUARANTINED]
-        for slot in (*account.owned, *account.held):
+        self._lagging.add(account.id)
+        return self._restate_all(account)
+
+    def _restate_all(self, account: Account) -> Iterator[None]:
+        # Nobody changes these while a session is in quarantine: only its own calls could.
+        for slot in chain(account.owned, account.held):
             self._restate(slot, self.ledger.get(slot))
-        return self.state_bytes[BlockState.QUARANTINED] - before
+            yield
+        self._lagging.discard(account.id)
 
     def forget(self, account: Account) -> None:
         """Forget a session that has nothing any more."""
         self._quarantined.discard(account.id)
+        self._lagging.discard(account.id)
 
     def _derive(self, slot: SlotId, record: Record) -> BlockState:
         holders = self.holds.get(slot)
@@ -334,6 +318,9 @@ class Books:
         self.state_bytes[state] += record.b
         self._states[slot] = state
 
+    def _lags(self, slot: SlotId, record: Record) -> bool:
+        return not self._lagging.isdisjoint((record.session, *self.holds.get(slot, ())))
+
     # -- proof
 
     def check(self) -> int:
@@ -341,6 +328,7 @@ class Books:
         self.allocator.check()
         self.ledger.check()
         self.orphans.check()
+        self._purposes.check()
         extents: list[tuple[int, int]] = []
         states = [0] * len(BlockState)
         requested = 0
@@ -350,9 +338,9 @@ class Books:
             extents.append((record.a, record.b))
             requested += record.c
             derived = self._derive(slot, record)
-            if self._states[slot] != derived:
+            if self._states[slot] != derived and not self._lags(slot, record):
                 raise InvariantBroken(f"slot {slot} is counted as {self._states[slot]}, its keepers say {derived.name}")
-            states[derived] += record.b
+            states[self._states[slot]] += record.b
             if not (record.session or record.pending or slot in self.holds):
                 raise InvariantBroken(f"slot {slot} is granted and has no keeper")
         _no_overlap(extents, self.total_bytes)
@@ -382,21 +370,3 @@ def _no_overlap(extents: list[tuple[int, int]], total: int) -> None:
                 f"block [{offset}, {offset + size}) overlaps one that ends at {end}, or leaves the heap"
             )
         end = offset + size
-
-
-def ended_by(cause: EndCause) -> str:
-    """Return the name under which the end of a lease is counted when its session ended so."""
-    return cause.value
-
-
-def rejected_as(error: NoMemory) -> str:
-    """Return the name under which a refused request is counted."""
-    return _REJECTIONS.get(type(error).__name__, "no_memory")
-
-
-_REJECTIONS: Final = {
-    "TooLarge": "too_large",
-    "Fragmented": "fragmented",
-    "QueueFull": "queue_full",
-    "WaitTimeout": "timeout",
-}

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from slabd_server.core.books import NO_PURPOSE, Purpose, count_up
+from slabd_server.core.chores import Chores
 from slabd_server.core.errors import (
     CoreError,
     Draining,
     InvalidArgument,
     InvalidSize,
+    NoSuchSession,
     UnknownHeap,
-    UnknownSession,
 )
 from slabd_server.core.leasing import Leasing
 from slabd_server.core.lifecycle import Lifecycle
+from slabd_server.core.purposes import NO_PURPOSE, Purpose
 from slabd_server.core.records import (
     Access,
     Block,
@@ -31,8 +32,6 @@ from slabd_server.core.records import (
     Done,
     DrainingEvent,
     Effects,
-    EndCause,
-    Ended,
     Handle,
     Itemised,
     Leased,
@@ -48,6 +47,7 @@ from slabd_server.core.records import (
     merged,
 )
 from slabd_server.core.sessions import Session, Sessions
+from slabd_server.core.tallies import count_up
 from slabd_server.core.waiters import LeaseRequest
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Engine:
         self.heaps: Final = {heap.books.name: heap for heap in heaps}
         self.sessions: Final = Sessions(session_limit)
         self.draining = False
-        self._leasing = Leasing(self.heaps, lambda: self.sessions)
-        self._lifecycle = Lifecycle(self.heaps, self.sessions, self._leasing)
+        self._chores = Chores()
+        self._leasing = Leasing(self.heaps, self._chores)
+        self._lifecycle = Lifecycle(self.heaps, self.sessions, self._leasing, self._chores)
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.heaps)} heaps, {len(self.sessions)} sessions{', draining' if self.draining else ''}>"
@@ -89,7 +90,7 @@ class Engine:
         Raises:
             UnknownHeap, AccessDenied, TooManySessions, Draining, LedgerFull, InvalidArgument.
         """
-        served = self._heap_named(heap)
+        served = self.heap_named(heap)
         if self.draining:
             raise Draining("the daemon drains and admits no new session")
         return self._lifecycle.open(
@@ -104,14 +105,15 @@ class Engine:
         """
         return self._lifecycle.keep_alive(self.sessions.authenticate(key), now=now)
 
-    def close_session(self, key: SessionKey, *, now: float) -> tuple[Ended, Effects]:
-        """End a session because its client says so.
+    def close_session(self, key: SessionKey, *, now: float) -> Done:
+        """End a session because its client says so. The client of an attached one has let go of its connection before.
+
+        Afterwards the session has ended, is ENDING, or is in quarantine because a forked child holds its connection.
 
         Raises:
             UnknownSession, WrongSecret.
         """
-        effects = self._lifecycle.end(self.sessions.authenticate(key), EndCause.CLOSED, now=now)
-        return effects.ended[0], effects
+        return Done(self._lifecycle.close(self.sessions.recognise(key), now=now))
 
     def hang_up(self, session_id: SessionId, *, now: float) -> Done:
         """Note that a session's connection is gone. A session that has ended already is no error."""
@@ -123,16 +125,16 @@ class Engine:
         session = self.sessions.find(session_id)
         return Done() if session is None else Done(self._lifecycle.process_gone(session, now=now))
 
-    def evict(self, session_id: int, *, now: float) -> tuple[int, int, Effects]:
-        """End a session by force; return the bytes that became free, and those a living process keeps in quarantine.
+    def evict(self, session_id: int, *, now: float) -> Done:
+        """End a session by force. Afterwards it has ended, is ENDING, or is in quarantine until its process is gone.
 
         Raises:
-            UnknownSession: there is none.
+            NoSuchSession: there is none.
         """
         session = self.sessions.find(session_id)
         if session is None:
-            raise UnknownSession(f"no session {session_id}")
-        return self._lifecycle.evict(session, now=now)
+            raise NoSuchSession(f"no session {session_id}")
+        return Done(self._lifecycle.evict(session, now=now))
 
     # -- leases
 
@@ -165,7 +167,7 @@ class Engine:
 
     def abandon(self, heap: str, ticket: Ticket, *, now: float) -> Done:
         """Take a request out of the queue because nobody waits for its answer any more."""
-        served = self._heap_named(heap)
+        served = self.heap_named(heap)
         if served.waiters.remove(ticket) is None:
             return Done()
         return Done(self._leasing.serve(served, now=now))
@@ -250,7 +252,7 @@ class Engine:
             except CoreError as error:
                 results.append(error.with_traceback(None))
         outcome = Itemised(tuple(results))
-        session.remember(sequence, request, outcome, items=len(items))
+        session.remember(sequence, request, outcome)
         return Itemised(outcome.results, self._leasing.serve(self._heap_of(session), now=now))
 
     def locate(self, key: SessionKey, ref: BlockRef, *, writable: bool) -> Block:
@@ -272,14 +274,15 @@ class Engine:
 
     def next_deadline(self, *, now: float) -> float | None:
         """Return when `tick` is due, None while nothing is."""
-        deadlines = [self._lifecycle.deadlines.next(), self._leasing.deadlines.next()]
+        deadlines = [self._lifecycle.deadlines.next(), self._leasing.deadlines.next(), self._chores.due]
         deadlines += [served.shares.deadlines.next() for served in self.heaps.values()]
         deadlines += [served.decay.next(now) for served in self.heaps.values()]
         return min((when for when in deadlines if when is not None), default=None)
 
     def tick(self, *, now: float) -> Done:
-        """Let everything expire that is due: requests that wait, handles, sessions without keep-alive, free memory."""
-        effects = [self._leasing.expire(now), self._lifecycle.expire(now)]
+        """Do what is due: requests that wait, handles, sessions and free memory expire, and chores go on."""
+        self._chores.tick(now)
+        effects = [self._chores.collect(now), self._leasing.expire(now), self._lifecycle.expire(now)]
         effects += [Effects(notices=tuple(served.shares.expire(now))) for served in self.heaps.values()]
         effects += [self._leasing.serve(served, now=now) for served in self.heaps.values()]
         for served in self.heaps.values():
@@ -294,7 +297,12 @@ class Engine:
         notices = tuple(Notice(heap, None, DrainingEvent()) for heap in self.heaps)
         return Done(merged(self._leasing.refuse_all(), Effects(notices=notices)))
 
-    def _heap_named(self, name: str) -> ServedHeap:
+    def heap_named(self, name: str) -> ServedHeap:
+        """Return a heap by its name, the first one for an empty name.
+
+        Raises:
+            UnknownHeap: there is none.
+        """
         served = self.heaps.get(name) if name else next(iter(self.heaps.values()))
         if served is None:
             raise UnknownHeap(f"no heap {name!r}; there are {', '.join(self.heaps)}")

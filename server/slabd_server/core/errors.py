@@ -15,7 +15,8 @@ CoreError
 ├── UnknownBlock                  not granted, not held by the caller, or re-issued since
 ├── OutOfRange                    past the end of a block
 ├── StaleHandle                   re-issued, used up or expired
-├── UnknownSession
+├── UnknownSession                the caller's own session has ended
+├── NoSuchSession                 the session that an operator named is not there
 ├── WrongSecret
 ├── TooManySessions
 ├── AccessDenied                  not allowed to this peer
@@ -94,7 +95,11 @@ class StaleHandle(CoreError, LookupError):
 
 
 class UnknownSession(CoreError, LookupError):
-    """No session has this id."""
+    """A call comes from a session that there is not, or not any more."""
+
+
+class NoSuchSession(CoreError, LookupError):
+    """An operator named a session that there is not. The operator's own right to ask is not in doubt."""
 
 
 class WrongSecret(CoreError):

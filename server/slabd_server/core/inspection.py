@@ -165,6 +165,7 @@ def _check_served(engine: Engine, served: ServedHeap) -> int:
     mine = [session for session in engine.sessions if session.books is books]
     for session in mine:
         session.check()
+    books.holders.check(mine)
     owned = sum(len(session.owned) for session in mine)
     if owned != books.leases or owned + len(books.orphans) != books.blocks:
         raise InvariantBroken(

@@ -9,16 +9,15 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.books import count_up, rejected_as
 from slabd_server.core.deadlines import Deadlines
 from slabd_server.core.errors import Draining, NoMemory, OutOfMemory, TooLarge, UnknownSession, WaitTimeout
 from slabd_server.core.holders import who_holds
 from slabd_server.core.records import Block, Effects, Leased, Notice, PressureEvent, Ticket, Waiting, Woken
+from slabd_server.core.tallies import count_up, rejected_as
 from slabd_server.core.waiters import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
+    from slabd_server.core.chores import Chores
     from slabd_server.core.errors import CoreError
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -29,11 +28,11 @@ TIMEOUT_MAX_SECONDS: Final = 10 * 365 * 24 * 3600.0
 
 
 class Leasing:
-    """Grants and queues requests on every heap. `sessions` gives all sessions, to say who holds the memory."""
+    """Grants and queues requests on every heap. `chores` may have memory that is on its way back."""
 
-    def __init__(self, heaps: dict[str, ServedHeap], sessions: Callable[[], Iterable[Session]]) -> None:
+    def __init__(self, heaps: dict[str, ServedHeap], chores: Chores) -> None:
         self._heaps = heaps
-        self._sessions = sessions
+        self._chores = chores
         self._tickets = count(1)
         self.deadlines: Deadlines[tuple[str, Ticket]] = Deadlines(self._is_waiting)
 
@@ -48,10 +47,10 @@ class Leasing:
         try:
             try:
                 return Leased(self._grant_in_turn(served, request, now))
-            except OutOfMemory as error:
+            except OutOfMemory:
                 if timeout > 0:
                     return self._enqueue(served, request, timeout=timeout, now=now)
-                raise type(error)(f"{error}; {who_holds(self._sessions(), served.books, now)}") from None
+                return Leased(self._grant_at_last(served, request, now))
         except NoMemory as error:
             count_up(served.books.tallies.rejections, rejected_as(error))
             raise
@@ -68,6 +67,16 @@ class Leasing:
                 f"asked {wanted} bytes; {len(served.waiters)} earlier requests wait for {served.waiters.wanted_bytes}"
             )
         return _grant(served, request, now)
+
+    def _grant_at_last(self, served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
+        """Grant a request that will not wait, when what was on its way back is there, and those who wait have it."""
+        if self._chores:
+            self._chores.finish(now)
+            self._chores.owe(self.serve(served, now=now))
+        try:
+            return self._grant_in_turn(served, request, now)
+        except OutOfMemory as error:
+            raise type(error)(f"{error}; {who_holds(served.books, now)}") from None
 
     def _enqueue(self, served: ServedHeap, request: LeaseRequest, *, timeout: float, now: float) -> Waiting:
         served.waiters.admit()
@@ -118,7 +127,7 @@ class Leasing:
         return WaitTimeout(
             f"asked {waiter.wanted_bytes} bytes in {len(waiter.request.items)} blocks and waited "
             f"{now - waiter.since:.3f} s; free {served.books.available_bytes}, largest free block "
-            f"{served.books.allocator.largest_free_block_bytes}; {who_holds(self._sessions(), served.books, now)}"
+            f"{served.books.allocator.largest_free_block_bytes}; {who_holds(served.books, now)}"
         )
 
     def _is_waiting(self, _when: float, key: tuple[str, Ticket]) -> bool:
@@ -129,7 +138,7 @@ class Leasing:
 def _grant(served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
     session = request.session
     blocks = served.books.grant(session, request.items, request.purpose, sequence=request.sequence, now=now)
-    session.remember(request.sequence, request.fingerprint, Leased(blocks), items=len(blocks))
+    session.remember(request.sequence, request.fingerprint, Leased(blocks))
     return blocks
 
 

@@ -1,10 +1,13 @@
-"""How sessions begin and end, and what that does to what they hold. `sessions` has the table of their states."""
+"""How sessions begin and end, and what that does to what they hold. `sessions` has the table of their states.
+
+What takes long, because a session has many blocks, is a chore (`chores`): giving them back at its end, and restating
+them at the beginning of a quarantine.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.books import count_up
 from slabd_server.core.deadlines import Deadlines
 from slabd_server.core.errors import InvalidArgument
 from slabd_server.core.ledger import Flag, Kind, Record
@@ -21,8 +24,12 @@ from slabd_server.core.records import (
     merged,
 )
 from slabd_server.core.sessions import SECRET_BYTES, Session, Sessions
+from slabd_server.core.tallies import count_up
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slabd_server.core.chores import Chores
     from slabd_server.core.leasing import Leasing
     from slabd_server.core.records import Peer
     from slabd_server.core.served import ServedHeap
@@ -33,10 +40,11 @@ NAME_BYTES_MAX: Final = 128
 class Lifecycle:
     """Opens and ends sessions on every heap."""
 
-    def __init__(self, heaps: dict[str, ServedHeap], sessions: Sessions, leasing: Leasing) -> None:
+    def __init__(self, heaps: dict[str, ServedHeap], sessions: Sessions, leasing: Leasing, chores: Chores) -> None:
         self._heaps = heaps
         self._sessions = sessions
         self._leasing = leasing
+        self._chores = chores
         self.deadlines: Deadlines[SessionId] = Deadlines(self._is_kept_alive)
 
     def open(
@@ -90,10 +98,22 @@ class Lifecycle:
         session.expires_at = now + ttl
         return ttl
 
+    def close(self, session: Session, *, now: float) -> Effects:
+        """End a session because its client says so: at once, or, while a child may hold its mapping, at the hang-up.
+
+        The client has let go of its connection before it says so. If that has not hung up, a forked child inherited it,
+        and with it the mapping.
+        """
+        session.cause = session.cause or EndCause.CLOSED
+        session.closed = True
+        if session.attached and not session.hung_up:
+            return self._quarantine(session, "its client has closed it", now=now)
+        return self.end(session, session.cause, now=now)
+
     def hang_up(self, session: Session, *, now: float) -> Effects:
         """Note that a session's connection is gone."""
         session.hung_up = True
-        if session.process_gone or not session.attached:
+        if session.process_gone or session.closed or not session.attached:
             return self.end(session, session.cause or EndCause.CLIENT_DIED, now=now)
         return self._quarantine(session, "its connection has hung up", now=now)
 
@@ -104,47 +124,60 @@ class Lifecycle:
             return self.end(session, session.cause or EndCause.CLIENT_DIED, now=now)
         return Effects()
 
-    def evict(self, session: Session, *, now: float) -> tuple[int, int, Effects]:
-        """End a session by force; return the bytes that became free, and those kept in quarantine."""
-        if not session.attached:
-            effects = self.end(session, EndCause.EVICTED, now=now)
-            return effects.ended[0].reclaimed_bytes, 0, effects
-        session.cause = EndCause.EVICTED
-        notice = Notice(session.books.name, session.id, SessionEndedEvent(EndCause.EVICTED))
+    def evict(self, session: Session, *, now: float) -> Effects:
+        """End a session by force: at once, or, when a living process may touch its blocks, into quarantine."""
+        if not session.attached or session.state is SessionState.ENDING:
+            return self.end(session, EndCause.EVICTED, now=now)
+        session.cause = session.cause or EndCause.EVICTED
+        notice = Notice(session.books.name, session.id, SessionEndedEvent(session.cause))
         effects = self._quarantine(session, "an operator has ended it", now=now)
-        return 0, session.owned_bytes, merged(effects, Effects(notices=(notice,)))
+        return merged(effects, Effects(notices=(notice,)))
 
     def end(self, session: Session, cause: EndCause, *, now: float) -> Effects:
         """End a session: its leases and opens are over, and what that frees goes to those who wait."""
-        served, books = self._heap_of(session), session.books
+        if session.state is SessionState.ENDING:
+            return Effects()
+        served = self._heap_of(session)
         refused = self._leasing.refuse(served, session, "the session has ended")
+        self._restate(session, SessionState.ENDING)
+        self._chores.begin(session.id, self._take_apart(session, cause), now=now)
+        return merged(refused, self._chores.collect(now), self._leasing.serve(served, now=now))
+
+    def _take_apart(self, session: Session, cause: EndCause) -> Iterator[None]:
+        """Give back what a session has, one block a step, and forget it with the last."""
+        books = session.books
         leases, reclaimed = len(session.owned), 0
         for slot in session.owned:
             reclaimed += books.disown(session, slot, sequence=0, cause=cause.value)
+            yield
         for slot in tuple(session.held):
             reclaimed += books.unhold(session, slot, sequence=0, opens=None)
+            yield
         books.forget(session)
         generation = books.ledger.get(session.ledger_slot).generation
         books.ledger.drop(session.ledger_slot, generation, session=session.id, sequence=0)
         self._sessions.remove(session)
-        served.session_counts[session.state] -= 1
+        self._heap_of(session).session_counts[session.state] -= 1
         count_up(books.tallies.sessions_ended, cause.value)
         count_up(books.tallies.reclaimed_bytes, cause.value, reclaimed)
         ended = Ended(session.id, session.name, books.name, session.peer.pid, cause, leases, reclaimed)
         notice = Notice(books.name, session.id, SessionEndedEvent(cause))
-        over = Effects(notices=(notice,), ended=(ended,))
-        return merged(refused, over, self._leasing.serve(served, now=now))
+        self._chores.owe(Effects(notices=(notice,), ended=(ended,)))
 
     def _quarantine(self, session: Session, why: str, *, now: float) -> Effects:
-        if session.quarantined:
+        if session.state is not SessionState.ACTIVE:
             return Effects()
         served = self._heap_of(session)
         refused = self._leasing.refuse(served, session, why)
-        served.session_counts[session.state] -= 1
-        session.state = SessionState.QUARANTINED
-        served.session_counts[session.state] += 1
-        session.books.quarantine(session)
+        self._restate(session, SessionState.QUARANTINED)
+        self._chores.begin(session.id, session.books.quarantine(session), now=now)
         return merged(refused, self._leasing.serve(served, now=now))
+
+    def _restate(self, session: Session, state: SessionState) -> None:
+        counts = self._heap_of(session).session_counts
+        counts[session.state] -= 1
+        session.state = state
+        counts[state] += 1
 
     def expire(self, now: float) -> Effects:
         """End the sessions whose keep-alive is overdue."""

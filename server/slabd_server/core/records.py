@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, NamedTuple, NewType, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, NewType, TypeVar
 
 if TYPE_CHECKING:
     from slabd_server.core.errors import CoreError
@@ -16,6 +16,10 @@ SessionId = NewType("SessionId", int)
 Ticket = NewType("Ticket", int)
 
 NO_SESSION = SessionId(0)
+
+# What an answer costs to remember, measured with tracemalloc and rounded up: itself, and each of its items.
+_ANSWER_BYTES: Final = 300
+_ITEM_BYTES: Final = 400
 
 
 class BlockRef(NamedTuple):
@@ -86,12 +90,13 @@ class Access(enum.Enum):
 class SessionState(enum.Enum):
     """How a session relates to its process.
 
-    ACTIVE until its connection hangs up or an operator ends it; QUARANTINED from then until its process is gone. What
-    follows is not a state: the session is forgotten.
+    ACTIVE while it can be talked to; QUARANTINED while only a living process that cannot be talked to keeps it; ENDING
+    while its blocks are given back. What follows is not a state: the session is forgotten.
     """
 
     ACTIVE = "active"
     QUARANTINED = "quarantined"
+    ENDING = "ending"
 
 
 class EndCause(enum.Enum):
@@ -212,6 +217,11 @@ class Leased:
     blocks: tuple[Block, ...]
     effects: Effects = NO_EFFECTS
 
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory it takes."""
+        return _ANSWER_BYTES + _ITEM_BYTES * len(self.blocks)
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -227,6 +237,12 @@ class Itemised(Generic[T]):
 
     results: tuple[T | CoreError, ...]
     effects: Effects = NO_EFFECTS
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory it takes; the messages of refusals are the larger part of it."""
+        texts = sum(len(str(result)) for result in self.results if isinstance(result, Exception))
+        return _ANSWER_BYTES + _ITEM_BYTES * (len(self.results) - self.results.count(None)) + texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,24 @@
 """Sessions: a client process's relation to one heap, and what the core remembers of it.
 
-A session is ACTIVE until it is closed (then it is forgotten at once) or until it can no longer be talked to. It can no
-longer be talked to when its connection has hung up, when an operator has ended it, or, for sessions over gRPC alone,
-when its keep-alive is overdue. What happens then depends on whether a living process may still touch the heap:
+A session is ACTIVE until it can no longer be talked to: its connection has hung up, its client or an operator has ended
+it, or, for sessions over gRPC alone, its keep-alive is overdue. What happens then depends on whether a living process
+may still touch the heap:
 
-===========  ==========  ============  =====================================================
-attached     hung up     process gone  afterwards
-===========  ==========  ============  =====================================================
-no           -           -             forgotten
-yes          no          no            ACTIVE
-yes          no          yes           ACTIVE: a forked child holds the connection and the mapping
-yes          yes         no            QUARANTINED: the process lives and has the heap mapped
-yes          yes         yes           forgotten
-===========  ==========  ============  =====================================================
+===========  ==========  ==========  ============  =============================================================
+attached     closed      hung up     process gone  afterwards
+===========  ==========  ==========  ============  =============================================================
+no           yes         -           -             ENDING, and then forgotten
+yes          no          no          no            ACTIVE
+yes          no          no          yes           ACTIVE: a forked child holds the connection and the mapping
+yes          no          yes         no            QUARANTINED: the process lives and has the heap mapped
+yes          no          yes         yes           ENDING, and then forgotten
+yes          yes         no          -             QUARANTINED: a forked child holds the connection and the mapping
+yes          yes         yes         -             ENDING, and then forgotten
+===========  ==========  ==========  ============  =============================================================
+
+`closed` means that the process has said itself that it will not touch the heap again; only its children may. An
+attached session that an operator ends is QUARANTINED until the kernel says that it is over. ENDING lasts as long as it
+takes to give back what the session has: see `chores`.
 
 This module owns the table of sessions and their answers to repeated calls. It does not free anything: `engine` does.
 """
@@ -21,7 +27,7 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slabd_server.core.accounts import Account
 from slabd_server.core.errors import (
@@ -39,10 +45,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
     from slabd_server.core.books import Books
-    from slabd_server.core.records import EndCause, Ticket
+    from slabd_server.core.records import EndCause, Itemised, Leased, Ticket
 
 REMEMBERED_ANSWERS: Final = 1024
-REMEMBERED_ITEMS: Final = 16_384
+REMEMBERED_BYTES: Final = 1 << 20
 SECRET_BYTES: Final = 16
 
 
@@ -50,12 +56,13 @@ class Session(Account):
     """One session."""
 
     __slots__ = (
-        "_remembered_items",
+        "_remembered_bytes",
         "access",
         "answers",
         "attached",
         "books",
         "cause",
+        "closed",
         "expires_at",
         "hung_up",
         "in_flight",
@@ -93,13 +100,14 @@ class Session(Account):
         self.ledger_slot: Final = ledger_slot
         self.expires_at = expires_at
         self.state = SessionState.ACTIVE
+        self.closed = False
         self.hung_up = False
         self.process_gone = False
         self.cause: EndCause | None = None
         self.tickets: dict[Ticket, None] = {}
         self.in_flight: dict[int, Ticket] = {}
         self.answers: OrderedDict[int, tuple[int, object, int]] = OrderedDict()
-        self._remembered_items = 0
+        self._remembered_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.name!r} {self.state.value}: {len(self.owned)} leases, {len(self.held)} opens>"
@@ -132,17 +140,21 @@ class Session(Account):
             raise SequenceReused(f"sequence number {sequence} of session {self.id} was used by a different request")
         return answer
 
-    def remember(self, sequence: int, request: Hashable, answer: object, *, items: int) -> None:
-        """Keep an answer of so many items for a repeated call; the oldest ones are forgotten when it gets too much."""
+    def remember(self, sequence: int, request: Hashable, answer: Leased | Itemised[Any]) -> None:
+        """Keep an answer for a repeated call; the oldest ones are forgotten when they get too many or too large.
+
+        The last one is always kept, however large: its caller may be about to repeat the call.
+        """
         if sequence == 0:
             return
-        self.answers[sequence] = (hash(request), answer, items)
-        self._remembered_items += items
+        size = answer.memory_bytes
+        self.answers[sequence] = (hash(request), answer, size)
+        self._remembered_bytes += size
         while len(self.answers) > REMEMBERED_ANSWERS or (
-            self._remembered_items > REMEMBERED_ITEMS and len(self.answers) > 1
+            self._remembered_bytes > REMEMBERED_BYTES and len(self.answers) > 1
         ):
             _, (_, _, forgotten) = self.answers.popitem(last=False)
-            self._remembered_items -= forgotten
+            self._remembered_bytes -= forgotten
 
     def check(self) -> None:
         """Raise InvariantBroken when the session contradicts itself or the ledger. Linear in its blocks."""
@@ -160,8 +172,10 @@ class Session(Account):
         for slot in self.held:
             if self.id not in self.books.holds.get(slot, {}):
                 raise InvariantBroken(f"session {self.id} holds slot {slot}, the books do not know")
-        if self.quarantined and (self.tickets or not self.attached):
-            raise InvariantBroken(f"session {self.id} is in quarantine but waits, or is not attached")
+        if self.state is not SessionState.ACTIVE and self.tickets:
+            raise InvariantBroken(f"session {self.id} waits although it is {self.state.value}")
+        if self.quarantined and not self.attached:
+            raise InvariantBroken(f"session {self.id} is in quarantine but is not attached")
 
 
 class Sessions:
@@ -208,11 +222,21 @@ class Sessions:
             UnknownSession: there is none with that number, or it can no longer be talked to.
             WrongSecret: the secret is missing or another one's.
         """
+        session = self.recognise(key)
+        if session.state is not SessionState.ACTIVE:
+            raise UnknownSession(f"session {key.id} has been ended by the daemon; connect again")
+        return session
+
+    def recognise(self, key: SessionKey) -> Session:
+        """Return the session whose key this is, in whatever state.
+
+        Raises:
+            UnknownSession: there is none with that number.
+            WrongSecret: the secret is missing or another one's.
+        """
         session = self._by_id.get(key.id)
         if session is None:
             raise UnknownSession(f"no session {key.id}: it has ended, or the daemon has restarted; connect again")
         if not hmac.compare_digest(session.secret, key.secret):
             raise WrongSecret(f"session {key.id}: the secret is {'wrong' if key.secret else 'missing'}")
-        if session.state is not SessionState.ACTIVE:
-            raise UnknownSession(f"session {key.id} has been ended by the daemon; connect again")
         return session

@@ -16,7 +16,7 @@ from slabd_server.core.errors import InvariantBroken, QueueFull
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slabd_server.core.books import Purpose
+    from slabd_server.core.purposes import Purpose
     from slabd_server.core.records import LeaseItem, Ticket
     from slabd_server.core.sessions import Session
 

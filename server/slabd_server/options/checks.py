@@ -6,15 +6,18 @@ Pure: settings in, problems out.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import stat
+from typing import TYPE_CHECKING, Final
 
-from slabd_proto.runtime import ATTACH_SOCKET, GRPC_SOCKET, MAX_SOCKET_PATH_BYTES
+from slabd_proto.runtime import LONGEST_SOCKET, MAX_SOCKET_PATH_BYTES
 from slabd_server.options.declare import Problem, Settings
 from slabd_server.segments import HUGE_PAGE
 from slabd_server.units import exact_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def contradictions(settings: Settings) -> Iterable[Problem]:
@@ -22,7 +25,7 @@ def contradictions(settings: Settings) -> Iterable[Problem]:
     yield from _tls_contradictions(settings)
     yield from _listen_contradictions(settings)
     directory = settings["runtime_dir"]
-    longest = max(len(os.fsencode(directory.value / name)) for name in (GRPC_SOCKET, ATTACH_SOCKET))
+    longest = len(os.fsencode(directory.value / LONGEST_SOCKET))
     if longest > MAX_SOCKET_PATH_BYTES:
         yield Problem(
             directory.source,
@@ -67,3 +70,22 @@ def heap_contradictions(settings: Settings) -> Iterable[Problem]:
     give_back = settings["give_back_seconds"]
     if settings["huge_pages"].value == "2MiB" and give_back.value is not None:
         yield Problem(give_back.source, f"{give_back.words!r} does not go with 2MiB pages, which are reserved anyway")
+
+
+def remote_contradictions(settings: Settings, heaps: Mapping[str, Settings]) -> Iterable[Problem]:
+    """List the heaps of which nobody has said what other users may do with them over gRPC alone.
+
+    A socket for the owner only vouches for its callers. One that lets others in does not: gRPC cannot ask who they are,
+    so allow_uids and its like, which hold for the attach socket, do not hold for them.
+    """
+    mode = settings["socket_mode"]
+    if not mode.value & _OTHERS:
+        return
+    for name, heap in heaps.items():
+        remote = heap["remote"]
+        if remote.is_default and remote.value != "off":
+            yield Problem(
+                mode.source,
+                f"{mode.words!r} lets other users connect, and over gRPC alone nobody vouches for them: say what they "
+                f"may do with heap {name}: remote = off (attached clients are not concerned), read-only or read-write",
+            )

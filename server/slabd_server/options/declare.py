@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _METADATA: Final = "slabd option"
 _ENVIRONMENT_PREFIX: Final = "SLABD_"
+_DEFAULT: Final = "default"
 
 
 class Problem(NamedTuple):
@@ -230,6 +231,11 @@ class Setting:
     source: str
 
     @property
+    def is_default(self) -> bool:
+        """Whether nobody has set it."""
+        return self.source == _DEFAULT
+
+    @property
     def words(self) -> str:
         """The value as people read it."""
         return self.option.kind.words(self.value)
@@ -263,7 +269,7 @@ def _find(option: Option, sources: Sequence[Source], environ: Mapping[str, str],
         except NotAllowed as error:
             problems.append(Problem(given.source, str(error)))
             break
-    return Setting(option=option, value=option.default_in(environ), source="default")
+    return Setting(option=option, value=option.default_in(environ), source=_DEFAULT)
 
 
 def add_flags(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:

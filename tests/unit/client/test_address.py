@@ -20,6 +20,9 @@ RUN = LocalAddress(PurePosixPath("/run/slabd"))
         ("unix:/run/slabd", RUN),
         ("unix:///run/slabd", RUN),
         ("unix:/run/slabd/slabd.sock", RUN),
+        ("unix:///run/slabd/admin.sock", RUN),
+        ("/run/slabd/attach.sock", RUN),
+        ("/run/slabd/other.sock", LocalAddress(PurePosixPath("/run/slabd/other.sock"))),
         ("tcp://example.org:7000", TcpAddress("example.org", 7000)),
         ("127.0.0.1:7000", TcpAddress("127.0.0.1", 7000)),
         ("[::1]:7000", TcpAddress("[::1]", 7000)),
@@ -28,7 +31,7 @@ RUN = LocalAddress(PurePosixPath("/run/slabd"))
     ],
 )
 def test_addresses(text: str, expected: Address) -> None:
-    """A path is a runtime directory, host:port is TCP."""
+    """A path is a runtime directory, or a socket in one; host:port is TCP."""
     assert parse(text) == expected
 
 
@@ -57,4 +60,7 @@ def test_an_address_of_another_type(value: object) -> None:
 
 def test_a_target_survives_blanks_and_percent_signs() -> None:
     """GRPC reads it as a URI."""
-    assert parse("/tmp/a b%20c").target == "unix:/tmp/a%20b%2520c/slabd.sock"
+    address = parse("/tmp/a b%20c")
+    assert isinstance(address, LocalAddress)
+    assert address.target == "unix:/tmp/a%20b%2520c/slabd.sock"
+    assert address.target_of("admin.sock") == "unix:/tmp/a%20b%2520c/admin.sock"

@@ -71,6 +71,7 @@ def test_the_docstring_draws_every_error(error: type[errors.SlabdError]) -> None
         (errors.LeaseTimeout, TimeoutError),
         (errors.StaleHandle, LookupError),
         (errors.UnknownBlock, LookupError),
+        (errors.NoSuchSession, LookupError),
         (errors.InvalidArgument, ValueError),
         (errors.InvalidType, TypeError),
         (errors.OutOfRange, IndexError),

@@ -65,7 +65,7 @@ def test_no_daemon_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--address", "/nonexistent/slabd", "status"]) == ExitCode.UNREACHABLE
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("slabctl: no daemon in /nonexistent/slabd: there is no slabd.sock; start one")
+    assert captured.err.startswith("slabctl: no daemon in /nonexistent/slabd: there is no admin.sock; start one")
     assert captured.err.count("\n") == 1
 
 

@@ -69,5 +69,5 @@ def test_the_schema_says_what_is_a_list_and_what_may_be_null() -> None:
     lines = [line.strip() for line in schema(descriptor_of(admin_pb2.ListSessionsResponse))]
     assert "sessions: list of object" in lines
     assert "uid: number, or null" in lines
-    assert "state: active | quarantined" in lines
+    assert "state: active | quarantined | ending" in lines
     assert "oldest_lease_age: seconds, or null" in lines
