@@ -9,7 +9,7 @@ from slabd import arguments, errors
 from slabd.failures import error_of_item, is_ambiguous
 from slabd.handle import Handle
 from slabd.holding import BlockName, GrantedBlock, Holding, let_go
-from slabd.session import BATCH_ITEMS
+from slabd.returning import BATCH_ITEMS
 from slabd.stats import Stats, UsableSize
 from slabd.transport import GET_STATS, GET_USABLE_SIZE, LEASE, OPEN, READ_BLOCK, SHARE, WRITE_BLOCK, Deadline
 from slabd_proto.v1 import pool_pb2
@@ -44,10 +44,10 @@ async def lease(  # an operation's arguments
     _check_batch(len(items), "sizes")
     request = pool_pb2.LeaseRequest(session=session.key, items=items, label=arguments.label(label), call_site=call_site)
     wait = Deadline(arguments.seconds(timeout, "a timeout"))
-    if session.has_work():
-        await session.drain()
+    if session.returning.has_work():
+        await session.returning.drain()
     while True:
-        returned = session.blocks_returned
+        returned = session.returning.blocks_returned
         try:
             return await _lease_once(session, request, wait)
         except errors.LeaseTimeout:
@@ -57,13 +57,13 @@ async def lease(  # an operation's arguments
             raise
         except errors.OutOfMemory:
             # What the garbage collector has found meanwhile may be all that was missing.
-            await session.drain()
-            if session.blocks_returned == returned:
+            await session.returning.drain()
+            if session.returning.blocks_returned == returned:
                 raise
 
 
 async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: Deadline) -> list[Holding]:
-    request.sequence = session.next_sequence()
+    request.sequence = session.returning.next_sequence()
     transport = session.line.transport
     remaining = _LONGEST_WAIT_SECONDS if wait.remaining is None else wait.remaining
     patience = Deadline(remaining)
@@ -93,10 +93,10 @@ def _settling(session: Session, repeat: Callable[[], Awaitable[list[GrantedBlock
         yield
     except errors.SlabdError as error:
         if is_ambiguous(error):
-            session.settle_later(repeat)
+            session.returning.settle_later(repeat)
         raise
     except BaseException:  # cancelled, or interrupted
-        session.settle_later(repeat)
+        session.returning.settle_later(repeat)
         raise
 
 
@@ -114,7 +114,7 @@ async def release(session: Session, group: Sequence[Holding]) -> None:
         session.holdings.claim_let_go(group, into)
 
     try:
-        results = await session.give_back(claim)
+        results = await session.returning.give_back(claim)
     except BaseException:
         for holding in group:
             holding.resign()
@@ -186,11 +186,13 @@ async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding
             raise errors.StaleHandle(
                 f"{handle!r} is of another heap than {session.heap!r}, or from before it was made anew"
             )
-    if session.has_work():
-        await session.drain()
+    if session.returning.has_work():
+        await session.returning.drain()
     transport = session.line.transport
     request = pool_pb2.OpenRequest(
-        session=session.key, sequence=session.next_sequence(), handles=[handle.to_proto() for handle in parsed]
+        session=session.key,
+        sequence=session.returning.next_sequence(),
+        handles=[handle.to_proto() for handle in parsed],
     )
 
     async def opened() -> list[pool_pb2.OpenResult]:
@@ -203,7 +205,7 @@ async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding
         results = await opened()
         if failure := _first_error(result.result for result in results):
             successes = _successes(results)
-            await session.give_back(lambda into: into.extend(successes))
+            await session.returning.give_back(lambda into: into.extend(successes))
             raise failure
         blocks = [(result.block, result.owner) for result in results]
     # Outside: what has been adopted must not be settled too, because to close it twice could close it for another Ref.
@@ -294,7 +296,7 @@ async def usable_size(session: Session, size: Any, alignment: Any) -> UsableSize
 
 
 async def _share(session: Session, items: Sequence[pool_pb2.ShareItem]) -> Sequence[pool_pb2.ShareResult]:
-    request = pool_pb2.ShareRequest(session=session.key, sequence=session.next_sequence(), items=items)
+    request = pool_pb2.ShareRequest(session=session.key, sequence=session.returning.next_sequence(), items=items)
     transport = session.line.transport
     results = (await session.line.call(lambda seconds: transport.unary(SHARE, request, seconds))).results
     if failure := _first_error(result.result for result in results):

@@ -1,48 +1,35 @@
-"""A session: what one pool holds at one daemon, how it begins and ends, and how blocks find their way back.
+"""A session: what one pool holds at one daemon, how it begins and ends, and who keeps house meanwhile.
 
-Promises:
+How blocks find their way back is in slabd.returning; the operations themselves are in slabd.operations. A forked child
+never uses its parent's session.
 
-- A block is given back only when nothing here can touch it (slabd.holding), and then it is: at once, or, when the
-  daemon does not answer, by the housekeeping as soon as it does.
-- A call that was given up (cancelled, interrupted, unanswered) and may have been granted all the same is *settled*:
-  made again with the same sequence number, which the daemon answers as it did the first time, and what that had granted
-  is given back.
-- A forked child never uses its parent's session.
-
-Written once for threads and for asyncio: coroutines over a `Transport`. The operations themselves are in
-slabd.operations.
+Written once for threads and for asyncio: coroutines over a `Transport`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from slabd import errors, forking
 from slabd.address import LocalAddress
 from slabd.attachment import attach_to
 from slabd.calls import Line, once
-from slabd.failures import is_silence
 from slabd.heirs import Heirs
 from slabd.holding import BlockName, GrantedBlock, Holding, Holdings
-from slabd.transport import CLOSE, CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, RELEASE, Deadline
+from slabd.returning import Returning
+from slabd.transport import CLOSE_SESSION, KEEP_ALIVE, OPEN_SESSION, Deadline
 from slabd_proto.v1 import attach_pb2, pool_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from slabd.attachment import Attachment
-    from slabd.holding import Returnable
     from slabd.settings import Settings
-    from slabd.transport import Rpc, Transport
+    from slabd.transport import Transport
 
-BATCH_ITEMS: Final = 4096
 _GOODBYE_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 0.5
 # A wake-up can be lost to a KeyboardInterrupt inside the garbage collector; nothing that is dead lies longer than this.
@@ -52,21 +39,6 @@ _KEEP_ALIVES_PER_TTL: Final = 3
 
 # Sessions that have not ended. A pool may be gone while arrays over its blocks live on, and so must its session.
 _open_sessions: set[Session] = set()
-
-
-@dataclass(frozen=True, slots=True)
-class Unsettled:
-    """A call whose outcome is unknown: `repeat` makes it again and returns the blocks it got."""
-
-    repeat: Callable[[], Awaitable[Sequence[Returnable]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """A request that gives blocks back. However often it is made, its sequence number makes it one."""
-
-    rpc: Rpc[Any, Any]
-    request: Any
 
 
 class Session:
@@ -87,16 +59,12 @@ class Session:
         self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
         self.heirs: Final = Heirs()
         self.line: Final = Line(transport, settings.call_timeout, self._check_alive)
+        self.returning: Final = Returning(self.key, self.line, self.holdings, self.heirs, self._hung_up)
         self._transport: Final = transport
-        self._sequences: Final = itertools.count(1)
         self._state_lock = threading.Lock()
         self._closing = False
         self._ended = False
         self._abandoned = False
-        self._lost = False
-        self._unsettled: Final[deque[Unsettled]] = deque()
-        self._owed: Final[deque[Errand]] = deque()
-        self.blocks_returned = 0
         forking.register(self)
         _open_sessions.add(self)
         transport.start(self._keep_house, f"slabd-{granted.key.id}")
@@ -149,10 +117,6 @@ class Session:
         if self.ended:
             raise errors.PoolClosed("the pool has been closed")
 
-    def next_sequence(self) -> int:
-        """Return the number of the next request that changes something."""
-        return next(self._sequences)
-
     def adopt(self, blocks: Sequence[tuple[pool_pb2.Block, bool]]) -> list[Holding]:
         """Take granted blocks into care; the flag of each says whether the session owns its lease.
 
@@ -173,8 +137,7 @@ class Session:
                 for serial, (block, owned) in zip(serials, blocks, strict=True)
                 if serial not in self.holdings
             ]
-            self._owed.extend(self._errands(missing))
-            self._transport.wake()
+            self.returning.owe(missing)
             raise
         return made
 
@@ -184,90 +147,6 @@ class Session:
             if not self.ended:
                 for holding in group:
                     holding.restore()
-
-    async def give_back(self, claim: Callable[[list[Returnable | None]], None]) -> list[pool_pb2.ItemResult]:
-        """Release the leases, and close the opened blocks, that `claim` takes out of the holdings.
-
-        What the daemon does not acknowledge is owed, with its sequence number: the housekeeping tries it again.
-
-        Raises:
-            DaemonUnavailable: the daemon does not answer.
-        """
-        claimed: list[Returnable | None] = []
-        errands: deque[Errand] | None = None
-        results: list[pool_pb2.ItemResult] = []
-        try:
-            claim(claimed)
-            errands = deque(self._errands(claimed))
-            await self._run(errands, results)
-        except BaseException as error:
-            self._owed.extend(self._errands(claimed) if errands is None else errands)
-            if self._lost and isinstance(error, errors.DaemonUnavailable):
-                return results
-            self._transport.wake()
-            raise
-        return results
-
-    def _errands(self, claimed: Sequence[Returnable | None]) -> list[Errand]:
-        """Return the requests that give blocks back, in batches that one call can carry.
-
-        What a forked child may still touch is kept, and not among them.
-        """
-        free = [block for block in claimed if block is not None and not self.heirs.keep(block)]
-        errands: list[Errand] = []
-        for owned, rpc in ((True, RELEASE), (False, CLOSE)):
-            refs = [_ref(block) for block in free if block.owned == owned]
-            errands += [
-                Errand(rpc, rpc.request(session=self.key, sequence=self.next_sequence(), blocks=batch))
-                for batch in (refs[start : start + BATCH_ITEMS] for start in range(0, len(refs), BATCH_ITEMS))
-            ]
-        return errands
-
-    async def _run(self, errands: deque[Errand], results: list[pool_pb2.ItemResult]) -> None:
-        """Do errands until none is left, or the session is lost: its end has taken everything back."""
-        while errands and not self._lost:
-            errand = errands[0]
-            try:
-                response = await self.line.call(partial(self._transport.unary, errand.rpc, errand.request))
-            except errors.SessionEnded:
-                self._lost = True
-                return
-            except errors.SlabdError as error:
-                self._lost = self._hung_up()
-                if not is_silence(error):  # refused for good: to ask again would not help
-                    errands.popleft()
-                raise
-            results += response.results
-            self.blocks_returned += len(response.results)
-            errands.popleft()
-
-    def settle_later(self, repeat: Callable[[], Awaitable[Sequence[Returnable]]]) -> None:
-        """Have the housekeeping find out what a call that was given up had granted, and give that back."""
-        self._unsettled.append(Unsettled(repeat))
-        self._transport.wake()
-
-    async def drain(self) -> None:
-        """Give back what was collected, what is owed, and what unsettled calls had granted."""
-        async with self._transport.exclusive():
-            while self._unsettled and not self._lost:
-                try:
-                    self._owed.extend(self._errands(await self._unsettled[0].repeat()))
-                except errors.SlabdError as error:
-                    if is_silence(error):
-                        raise
-                # An answer of any kind settles it.
-                self._unsettled.popleft()
-            self._owed.extend(self._errands(self.heirs.due()))
-            await self._run(self._owed, [])
-            while self.holdings.has_dead():
-                await self.give_back(self.holdings.claim_dead)
-            if self._lost:
-                self._owed.clear()
-                self._unsettled.clear()
-
-    def has_work(self) -> bool:
-        """Whether `drain` has something to do."""
-        return self.holdings.has_dead() or bool(self._owed) or bool(self._unsettled) or self.heirs.is_due()
 
     async def close(self) -> None:
         """End the session. Views become invalid; leases end.
@@ -306,7 +185,7 @@ class Session:
         try:
             # Detached first: a connection that has not hung up when the session is closed is a forked child's, to the
             # daemon, and what the child can touch is not free yet.
-            if self._detach() and not self._lost:
+            if self._detach() and not self.returning.lost:
                 with suppress(errors.SlabdError):
                     await self.line.call(
                         lambda seconds: self._transport.unary(CLOSE_SESSION, request, seconds),
@@ -336,18 +215,18 @@ class Session:
         interval = self._ttl / _KEEP_ALIVES_PER_TTL if self._ttl else None
         keep_alive = Deadline(interval)
         while not self.ended:
-            pause = _RETRY_SECONDS if self.has_work() or self.heirs.keeping else _PATROL_SECONDS
+            pause = _RETRY_SECONDS if self.returning.has_work() or self.heirs.keeping else _PATROL_SECONDS
             try:
                 await self._transport.wait(min(pause, keep_alive.remaining or pause))
             except asyncio.CancelledError:  # the event loop ends, and a pool may have been forgotten
                 with suppress(errors.SlabdError):
-                    await self.drain()
+                    await self.returning.drain()
                 if self._is_left():
                     await self._end()
                 raise
             # Whatever goes wrong here is met again by the next call that somebody does wait for.
             with suppress(errors.SlabdError):
-                await self.drain()
+                await self.returning.drain()
             if keep_alive.passed and not self.ended:
                 with suppress(errors.SlabdError):
                     await self._keep_alive(interval or 0.0)
@@ -357,7 +236,7 @@ class Session:
 
     def _is_left(self) -> bool:
         """Whether nobody can use the session any more, although nobody has closed it."""
-        return self._abandoned and not self.ended and not len(self.holdings) and not self.has_work()
+        return self._abandoned and not self.ended and not len(self.holdings) and not self.returning.has_work()
 
     async def _keep_alive(self, seconds: float) -> None:
         request = pool_pb2.KeepSessionAliveRequest(session=self.key)
@@ -407,7 +286,3 @@ class Session:
             with suppress(BufferError):  # inside the garbage collector the last view is not quite gone
                 self._attachment.mapping.close()
             self._attachment.connection.close()
-
-
-def _ref(block: Returnable) -> pool_pb2.BlockRef:
-    return pool_pb2.BlockRef(slot=block.name.slot, generation=block.name.generation)

@@ -9,7 +9,8 @@ from slabd_server.core.accounts import Account
 from slabd_server.core.chains import Links
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import InvariantBroken
-from slabd_server.core.holders import LOOKED_AT, NAMED, Holders, who_holds
+from slabd_server.core.holders import LOOKED_AT, NAMED, Holders
+from slabd_server.core.in_the_way import who_holds
 from slabd_server.core.records import SessionId
 
 

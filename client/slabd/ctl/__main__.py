@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from slabd.address import TcpAddress, resolve
 from slabd.channels import Tls
 from slabd.ctl.connection import Connection
-from slabd.ctl.demo import command as demo
 from slabd.ctl.exits import ExitCode
 from slabd.ctl.failures import explain
 from slabd.ctl.parser import build_parser
@@ -48,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> ExitCode:
     try:
         if arguments.spec is None:
-            return demo.run(arguments)
+            code: ExitCode = arguments.run(arguments)
+            return code
         return _ask(arguments.spec, arguments)
     except SlabdError as error:
         message, code = explain(error)

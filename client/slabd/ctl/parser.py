@@ -25,7 +25,7 @@ environment:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the whole command line. What it parses has `run`, which takes it to its exit code."""
+    """Return the whole command line. What it parses has a `spec`, or `run` for what has no daemon to ask."""
     parser = _parser(prog="slabctl", description=_DESCRIPTION, epilog=f"{_EPILOG}\n{exit_table()}")
     parser.add_argument("--version", action="version", version=f"slabctl {version('slabd')}")
     _add_common(parser, top=True)
@@ -35,10 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         _add_common(child, top=False)
         command.add_to(child)
         child.set_defaults(spec=command)
-    child = _child(commands.add_parser, demo.NAME, demo.SUMMARY, demo.DESCRIPTION)
-    _add_output(child, top=False)
-    demo.add_arguments(child)
-    child.set_defaults(spec=None)
+    for own in (demo,):
+        child = _child(commands.add_parser, own.NAME, own.SUMMARY, own.DESCRIPTION)
+        _add_output(child, top=False)
+        own.add_arguments(child)
+        child.set_defaults(spec=None, run=own.run)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Who is in the way: one line that says who holds a heap's memory, for whoever could not get any.
+"""Who holds a heap's memory, and who holds most.
 
 Sessions are kept in ranks by the power of two their bytes have reached, so that the largest are found without looking
 at all. A session changes its rank only when its bytes double or halve, so keeping the ranks costs a lease next to
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import InvariantBroken
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from slabd_server.core.accounts import Account
-    from slabd_server.core.books import Books
-    from slabd_server.core.sessions import Session
 
 NAMED: Final = 3
 LOOKED_AT: Final = 64
@@ -67,30 +65,3 @@ class Holders:
         for account in owning:
             if account not in self._ranks[account.owned_bytes.bit_length()]:
                 raise InvariantBroken(f"session {account.id} with {account.owned_bytes} bytes is in another rank")
-
-
-def who_holds(books: Books, now: float) -> str:
-    """Say in one line who holds a heap's memory: the three sessions that hold most."""
-    # Every account of a heap's books is a session; the books need not know.
-    top = [cast("Session", account) for account in books.holders.largest()]
-    if not top:
-        return "held by handles that nobody has opened yet" if books.blocks else "nobody holds a lease"
-    parts = [_holding(session, now) for session in top]
-    if len(books.holders) > len(top):
-        parts.append(f"and {len(books.holders) - len(top)} more")
-    return "held by " + "; ".join(parts)
-
-
-def _holding(session: Session, now: float) -> str:
-    text = f"{session.name or 'session'} ({'session' if session.peer.pid is None else 'pid'} "
-    text += f"{session.id if session.peer.pid is None else session.peer.pid}) "
-    text += f"{session.owned_bytes} bytes in {len(session.owned)} leases"
-    oldest = session.owned.oldest
-    if oldest is not None:
-        purpose = session.books.purpose(oldest)
-        text += f", the oldest {now - session.books.ledger.get(oldest).time:.1f} s"
-        text += f" {purpose.label!r}" if purpose.label else ""
-        text += f" at {purpose.call_site}" if purpose.call_site else ""
-    if session.quarantined:
-        text += ", in quarantine"
-    return text

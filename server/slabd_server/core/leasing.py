@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.deadlines import Deadlines
 from slabd_server.core.errors import Draining, NoMemory, OutOfMemory, TooLarge, UnknownSession, WaitTimeout
-from slabd_server.core.holders import who_holds
+from slabd_server.core.in_the_way import who_holds
 from slabd_server.core.records import Block, Effects, Leased, Notice, PressureEvent, Ticket, Waiting, Woken
 from slabd_server.core.tallies import count_up, rejected_as
 from slabd_server.core.waiters import Waiter

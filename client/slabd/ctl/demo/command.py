@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -18,14 +16,14 @@ from slabd.ctl.demo.progress import Lines, Region, Silent
 from slabd.ctl.demo.run import run_demo
 from slabd.ctl.demo.work import stretches
 from slabd.ctl.exits import ExitCode
+from slabd.ctl.interrupts import one_interrupt
+from slabd.ctl.reading import whole
 from slabd.ctl.plain import to_json
 from slabd.ctl.terminal import printable, style_for
 from slabd.ctl.units import human_bytes, parse_size, plural
 from slabd.errors import DaemonUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
     from typing import TextIO
 
     from slabd.ctl.demo.files import Scan
@@ -59,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files or directories (default: the standard library)")
     parser.add_argument(
         "--workers",
-        type=_whole(1, _MAX_WORKERS),
+        type=whole(1, _MAX_WORKERS),
         default=default_workers(),
         metavar="N",
         help="how many worker processes (default: %(default)s)",
@@ -71,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"the heap's size, small enough to be full at times (default: {DEFAULT_HEAP})",
     )
-    parser.add_argument("--limit", type=_whole(1, 2**63 - 1), metavar="N", help="only the first N files")
+    parser.add_argument("--limit", type=whole(1, 2**63 - 1), metavar="N", help="only the first N files")
     parser.add_argument("--no-kill", dest="kill", action="store_false", help="let all workers live")
 
 
@@ -99,7 +97,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     display.event(f"{where}: {plural(len(found.files), 'file')}, {human_bytes(found.total_bytes)}")
     _mention_large(display, found, options)
     try:
-        with _one_interrupt():
+        with one_interrupt():
             summary = run_demo(options, found, display)
     except DaemonUnavailable as error:
         return _complain(" ".join(str(error).split()), ExitCode.UNREACHABLE)
@@ -136,37 +134,6 @@ def _display(output: str) -> Display:
 def _complain(message: str, code: ExitCode) -> ExitCode:
     print(f"slabctl: {printable(message)}", file=sys.stderr)
     return code
-
-
-@contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C, SIGTERM or SIGHUP end the demo in order, and ignore those that come while it ends."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
-
-    # What our parent has ignored, as nohup does, stays ignored.
-    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
-    before = {each: signal.signal(each, interrupt) for each in heard}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
-        return int(text)
-
-    return parse
 
 
 def _heap_bytes(text: str) -> int:

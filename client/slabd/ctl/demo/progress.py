@@ -6,7 +6,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from slabd.ctl.terminal import printable, width
+from slabd.ctl.painting import WIDEST_BAR, Painter, bar
+from slabd.ctl.terminal import printable
 from slabd.ctl.units import human_bytes, human_count, human_rate, percent
 
 if TYPE_CHECKING:
@@ -14,17 +15,10 @@ if TYPE_CHECKING:
 
     from slabd.ctl.terminal import Style
 
-_BAR: Final = 32
 _LEAST_BAR: Final = 8
 # What stands beside the bars.
 _BESIDE: Final = 58
-_FULL: Final = "█"
-_EMPTY: Final = "░"
 _STEP_PERCENT: Final = 10
-_HIDE_CURSOR: Final = "\x1b[?25l"
-_SHOW_CURSOR: Final = "\x1b[?25h"
-_CLEAR_BELOW: Final = "\x1b[J"
-_CLEAR_LINE: Final = "\x1b[K"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,39 +89,23 @@ class Region:
     """For terminals: a few lines, painted over, with what stays above them."""
 
     def __init__(self, stream: TextIO, style: Style) -> None:
-        self._stream = stream
+        self._painter = Painter(stream)
         self._style = style
-        self._painted = 0
-        self._shown: list[str] = []
 
     def event(self, text: str, *, loud: bool = False) -> None:
         """See Display."""
         line = printable(text)
-        self._write([f"{self._style.dim('·')} {self._style.bold(line) if loud else line}"], self._shown)
+        self._painter.stay([f"{self._style.dim('·')} {self._style.bold(line) if loud else line}"])
 
     def paint(self, progress: Progress, *, last: bool) -> None:
         """See Display."""
         del last
         columns = shutil.get_terminal_size().columns
-        self._shown = region_of(progress, self._style, max(_LEAST_BAR, min(_BAR, columns - _BESIDE)))
-        self._write([], self._shown)
+        self._painter.paint(region_of(progress, self._style, max(_LEAST_BAR, min(WIDEST_BAR, columns - _BESIDE))))
 
     def close(self) -> None:
         """See Display."""
-        if self._painted:
-            self._write([], [])
-            self._stream.write(_SHOW_CURSOR)
-            self._stream.flush()
-
-    def _write(self, staying: list[str], region: list[str]) -> None:
-        columns = shutil.get_terminal_size().columns
-        # One write for all of it, so that no half-painted region is ever seen.
-        up = f"\x1b[{self._painted}A\r" if self._painted else ""
-        text = [f"{_HIDE_CURSOR if region else ''}{up}{_CLEAR_BELOW}", *(f"{line}\n" for line in staying)]
-        text += [f"{fit(line, columns)}{_CLEAR_LINE}\n" for line in region]
-        self._painted = len(region)
-        self._stream.write("".join(text))
-        self._stream.flush()
+        self._painter.close()
 
 
 def line_of(progress: Progress) -> str:
@@ -139,7 +117,7 @@ def line_of(progress: Progress) -> str:
     )
 
 
-def region_of(progress: Progress, style: Style, wide: int = _BAR) -> list[str]:
+def region_of(progress: Progress, style: Style, wide: int = WIDEST_BAR) -> list[str]:
     """Return progress as the lines of a region, with bars so many columns wide."""
     heap = progress.used_bytes + progress.available_bytes
     files = f"{human_count(progress.files_done)} of {human_count(progress.files)}"
@@ -158,26 +136,3 @@ def region_of(progress: Progress, style: Style, wide: int = _BAR) -> list[str]:
         f"  heap   {heap_bar}  {used} used, {available} available{waiting}",
         f"  {style.dim(workers)}",
     ]
-
-
-def bar(part: int, whole: int, wide: int = _BAR) -> str:
-    """Return a bar; it is full only when all is done, and empty only when nothing is."""
-    filled = wide * part // whole if whole else wide
-    if part and not filled:
-        filled = 1
-    return _FULL * filled + _EMPTY * (wide - filled)
-
-
-def fit(line: str, columns: int) -> str:
-    """Return a line cut to a terminal's width, colours not counted: a line that wraps would spoil the region."""
-    shown = 0
-    at = 0
-    while at < len(line):
-        if line[at] == "\x1b":
-            at = line.index("m", at) + 1
-            continue
-        shown += width(line[at])
-        if shown >= columns:
-            return line[:at] + ("\x1b[0m" if "\x1b" in line else "")
-        at += 1
-    return line
