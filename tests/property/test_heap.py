@@ -1,4 +1,4 @@
-"""`Heap` against a model that keeps the granted blocks and looks through all of them."""
+"""`Heap` against a model that keeps the granted blocks and looks through all bytes between them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,40 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from slabd_server.core import crumbs
 from slabd_server.core.errors import Fragmented, InvariantBroken, NoMemory, OutOfMemory, TooLarge, UnknownBlock
-from slabd_server.core.heap import Extent, Heap
-from slabd_server.core.sizes import PAGE, SizeClasses, class_sizes
+from slabd_server.core.heap import Heap
+from slabd_server.core.sizes import PAGE, PAGE_SHIFT, QUANTUM, SizeClasses
 
 KINDS: list[SizeClasses] = ["pow2", "fine"]
 SIZES = st.one_of(st.integers(0, 5000), st.integers(0, 20).map(lambda n: n * PAGE), st.sampled_from([64, 2048, 3072]))
-ALIGNMENTS = st.sampled_from([1, 1, 1, 8, 256, 4096, 8192, 32768])
+ALIGNMENTS = st.sampled_from([1, 1, 1, 8, 64, 256, 1024, 4096, 8192, 32768, 65536])
+
+
+class Memory:
+    """The pages that exist. `broke` makes the system refuse more."""
+
+    def __init__(self) -> None:
+        self.holes: set[int] = set()
+        self.broke = False
+
+    def commit(self, offset: int, size: int) -> None:
+        """Make pages exist."""
+        pages = set(range(offset >> PAGE_SHIFT, offset + size >> PAGE_SHIFT))
+        if self.broke and pages & self.holes:
+            raise OutOfMemory("the system has no memory")
+        self.holes -= pages
+
+    def give_back(self, offset: int, size: int) -> None:
+        """Give pages back."""
+        self.holes |= set(range(offset >> PAGE_SHIFT, offset + size >> PAGE_SHIFT))
+
+    def clear(self, offset: int, size: int) -> None:
+        """Nothing is cleared here."""
+
+    def exists(self, offset: int, size: int) -> bool:
+        """Say whether somebody who touches these bytes is safe."""
+        return self.holes.isdisjoint(range(offset >> PAGE_SHIFT, (offset + size - 1 >> PAGE_SHIFT) + 1))
 
 
 class Model:
@@ -27,17 +54,12 @@ class Model:
         self.base = base
         self.blocks: dict[int, int] = {}
 
-    def busy_pages(self) -> set[int]:
-        """Return the pages some block touches."""
-        return {p for o, size in self.blocks.items() for p in range(o // PAGE, (o + size - 1) // PAGE + 1)}
-
     def longest_run(self, alignment: int = 1) -> int:
-        """Return the most bytes of untouched pages in one run that begins at the alignment."""
-        busy, longest, run = self.busy_pages(), 0, 0
-        for page in reversed(range(self.total // PAGE)):
-            run = 0 if page in busy else run + PAGE
-            if (self.base + page * PAGE) % alignment == 0:
-                longest = max(longest, run)
+        """Return the most free bytes in one run that begins at the alignment."""
+        begin, longest, step = 0, 0, max(alignment, QUANTUM)
+        for offset, size in [*sorted(self.blocks.items()), (self.total, 0)]:
+            longest = max(longest, offset - (begin + -(self.base + begin) % step))
+            begin = offset + size
         return longest
 
     def overlaps(self, offset: int, size: int) -> bool:
@@ -53,38 +75,57 @@ class Model:
 class HeapMachine(RuleBasedStateMachine):
     """Grant, free, grow, rebuild, and every refusal, checked after each step."""
 
-    @initialize(granules=st.integers(1, 4), kind=st.sampled_from(KINDS), base=st.sampled_from([0, 4096, 28672]))
-    def make(self, granules: int, kind: SizeClasses, base: int) -> None:
-        """Start with an empty heap."""
-        self.kind = kind
-        self.heap = Heap(granules * 32768, base=base, size_classes=kind)
+    @initialize(
+        granules=st.integers(1, 4),
+        kind=st.sampled_from(KINDS),
+        base=st.sampled_from([0, 4096, 28672]),
+        decaying=st.booleans(),
+        patience=st.sampled_from([2, 30, 1024]),
+    )
+    def make(self, *, granules: int, kind: SizeClasses, base: int, decaying: bool, patience: int) -> None:
+        """Start with an empty heap, whose memory may decay; `patience` is how long an idle index stays."""
+        self.before = crumbs.MIN_IDLE
+        crumbs.MIN_IDLE = patience  # type: ignore[misc]
+        self.memory = Memory()
+        self.decaying = self.memory if decaying else None
+        self.heap = Heap(granules * 32768, base=base, size_classes=kind, memory=self.decaying)
         self.model = Model(granules * 32768, base)
+
+    def teardown(self) -> None:
+        """Put the patience back."""
+        if hasattr(self, "before"):
+            crumbs.MIN_IDLE = self.before  # type: ignore[misc]
 
     @rule(size=SIZES, alignment=ALIGNMENTS)
     def grant(self, size: int, alignment: int) -> None:
         """A granted block is new, large enough and aligned; a refusal is justified, and of the right kind."""
         rounded = self.heap.usable_size(size, alignment)[1]
-        fits = self.model.longest_run(alignment) >= max(size, 1)
+        exact = max(-(-size // QUANTUM) * QUANTUM, QUANTUM)
+        longest = self.model.longest_run(alignment)
         try:
             offset, usable = self.heap.grant(size, alignment)
         except NoMemory as refusal:
-            assert not fits
-            self.justify(refusal, rounded, alignment)
+            if str(refusal) == "the system has no memory":
+                assert self.memory.broke
+                return
+            assert longest < exact
+            self.justify(refusal, exact, alignment)
             return
-        assert usable == rounded or (usable > rounded and not fits)
+        # Less than its class only when that fits nowhere, and more only when no page is free.
+        less, more = usable == exact and longest < rounded, usable > rounded and not self.heap.free_bytes
+        assert usable == rounded or less or more
         assert (self.model.base + offset) % alignment == 0
         assert not self.model.overlaps(offset, usable)
         assert 0 <= offset <= self.model.total - usable
+        assert self.memory.exists(offset, usable)
         self.model.blocks[offset] = usable
 
-    def justify(self, refusal: NoMemory, rounded: int, alignment: int) -> None:
+    def justify(self, refusal: NoMemory, exact: int, alignment: int) -> None:
         """Say why: too large for ever, in the wrong places, or too much now."""
         available = self.model.total - self.model.used
-        never = Model(self.model.total, self.model.base).longest_run(alignment) < rounded
-        kind = TooLarge if never else Fragmented if available >= rounded else OutOfMemory
+        never = Model(self.model.total, self.model.base).longest_run(alignment) < exact
+        kind = TooLarge if never else Fragmented if available >= exact else OutOfMemory
         assert type(refusal) is kind
-        free = {stats.size for stats in self.heap.classes() if stats.free_blocks} & set(class_sizes(self.kind))
-        assert rounded > PAGE or not any(size >= rounded and size % alignment == 0 for size in free)
 
     @rule(size=st.sampled_from([64, 80, 1024, 2048, 3072, 4096, 8192]))
     def grant_many(self, size: int) -> None:
@@ -119,12 +160,31 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule()
     def take_the_largest(self) -> None:
-        """The largest free block can be had, and nothing larger: both without moving the books."""
-        largest = self.heap.largest_free_block_bytes
+        """The largest run there is can be had, and nothing larger; the figure is of what needs no search."""
+        longest = self.model.longest_run()
+        assert longest - 2 * PAGE < self.heap.largest_free_block_bytes <= longest
         with pytest.raises(NoMemory):
-            self.heap.grant(largest + 1)
-        if largest:
-            assert self.heap.free(self.heap.grant(largest).offset) == largest
+            self.heap.grant(longest + 1)
+        for largest in {longest, self.heap.largest_free_block_bytes} - {0}:
+            try:
+                offset, usable = self.heap.grant(largest)
+            except OutOfMemory:
+                assert self.memory.broke
+                continue
+            assert usable >= largest
+            assert self.heap.free(offset) == usable
+
+    @rule(periods=st.integers(1, 3))
+    def pass_periods(self, periods: int) -> None:
+        """What has been free for a while goes back to the system."""
+        for _ in range(periods):
+            while self.heap.decay():
+                self.heap.check()
+
+    @rule(broke=st.booleans())
+    def the_system(self, *, broke: bool) -> None:
+        """Let the system have memory, or none."""
+        self.memory.broke = broke
 
     @rule(pages=st.integers(0, 3))
     def add_memory(self, pages: int) -> None:
@@ -134,15 +194,16 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(KINDS), seed=st.integers(0, 99))
     def restart(self, kind: SizeClasses, seed: int) -> None:
-        """A heap rebuilt from its blocks in any order goes on as if nothing had happened."""
-        heap = Heap(32768, base=self.model.base, size_classes=kind)
+        """A heap rebuilt from its blocks in any order, under any classes, goes on as if nothing had happened."""
+        self.memory.holes.clear()  # a daemon that starts makes all pages exist
+        heap = Heap(32768, base=self.model.base, size_classes=kind, memory=self.decaying)
         heap.add_memory(self.model.total - 32768)
-        blocks = list(self.model.blocks.items())
+        blocks = list(self.heap.blocks())
         random.Random(seed).shuffle(blocks)
-        for offset, size in blocks:
-            heap.adopt(offset, size)
+        for block in blocks:
+            assert heap.adopt(*block) == block
+            heap.check()
         self.heap = heap
-        self.kind = kind
 
     @rule(data=st.data())
     def adopt_what_overlaps(self, data: st.DataObject) -> None:
@@ -153,6 +214,24 @@ class HeapMachine(RuleBasedStateMachine):
                 if offset + size <= self.model.total:
                     with pytest.raises(InvariantBroken):
                         self.heap.adopt(offset, size)
+
+    @rule(
+        quantum=st.integers(0, 5 * 2048), size=st.sampled_from([16, 48, 64, 80, 1024, 3072, 4096, 4112, 12288, 20000])
+    )
+    def adopt_anything(self, quantum: int, size: int) -> None:
+        """Any bytes on the grain can be adopted, if they are free."""
+        offset = quantum * QUANTUM
+        if offset + size > self.model.total:
+            return
+        try:
+            self.heap.adopt(offset, size)
+        except InvariantBroken:
+            assert self.model.overlaps(offset, size)
+        except OutOfMemory:
+            assert self.memory.broke
+        else:
+            assert not self.model.overlaps(offset, size)
+            self.model.blocks[offset] = size
 
     @invariant()
     def same(self) -> None:
@@ -166,11 +245,10 @@ class HeapMachine(RuleBasedStateMachine):
         assert heap.used_bytes + heap.free_bytes + heap.slab_free_bytes == heap.total_bytes
         assert heap.available_bytes == heap.free_bytes + heap.slab_free_bytes
         assert heap.used_blocks == len(self.model.blocks) == sum(stats.used_blocks for stats in heap.classes())
-        longest = self.model.longest_run()
-        assert heap.largest_free_block_bytes == longest or (longest == 0 and heap.largest_free_block_bytes <= PAGE)
+        assert all(self.memory.exists(*block) for block in self.model.blocks.items())
 
 
-HeapMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+HeapMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestHeap = HeapMachine.TestCase
 
 
@@ -178,34 +256,43 @@ TestHeap = HeapMachine.TestCase
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(3600)
 def test_a_long_random_life(kind: SizeClasses, request: pytest.FixtureRequest) -> None:
-    """Two million random operations on a heap of 16 MiB that is often full, with restarts."""
+    """Two million random operations on a heap of 16 MiB that is often full, with restarts; the last resort included."""
     if "soak" not in request.config.getoption("-m"):
         pytest.skip("by hand only: pytest -m soak")
     rng = random.Random(2026)
-    heap, live = Heap(1 << 24, size_classes=kind), list[Extent]()
+    heap, model = Heap(1 << 24, size_classes=kind), Model(1 << 24, 0)
+    live, blocks = list[int](), model.blocks
+    refused = patched = 0
     for step in range(2_000_000):
         # Phases of filling up to the brim and of draining to about a third take turns.
         if live and rng.random() < (0.4 if step // 20_000 % 2 else 0.6):
             index = rng.randrange(len(live))
             live[index], live[-1] = live[-1], live[index]
-            offset, size = live.pop()
-            assert heap.free(offset) == size
+            offset = live.pop()
+            assert heap.free(offset) == blocks.pop(offset)
             continue
         size, alignment = int(2 ** rng.uniform(0, 18)), 1 << rng.choice((0, 0, 0, 6, 12, 15))
         try:
-            live.append(heap.grant(size, alignment))
+            offset, usable = heap.grant(size, alignment)
         except OutOfMemory:
-            assert alignment > 1 or heap.largest_free_block_bytes < size
+            refused += 1
+            assert refused % 20 or model.longest_run(alignment) < max(size, QUANTUM)
+        else:
+            live.append(offset)
+            blocks[offset] = usable
         if step % 1000 == 0:
             heap.check()
-            assert heap.used_bytes == sum(size for _, size in live)
+            patched = max(patched, heap._ground.patched_blocks)
+            assert heap.used_bytes == model.used
         if step % 50_000 == 0:
             heap = Heap(1 << 24, size_classes=kind)
             rng.shuffle(live)
-            for offset, size in live:
-                heap.adopt(offset, size)
+            for offset in live:
+                heap.adopt(offset, blocks[offset])
     rng.shuffle(live)
-    for offset, _ in live:
+    for offset in live:
         heap.free(offset)
     heap.check()
+    assert refused
+    assert patched
     assert heap.grant(1 << 24).size == 1 << 24

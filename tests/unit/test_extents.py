@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slabd_server.core import extents as module
+from slabd_server.core.decay import DecayingExtents
 from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import Extents, FitIndex, IntSet
+from slabd_server.core.memory import FixedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,6 +181,34 @@ def test_exact_pages_are_taken_from_inside_a_range() -> None:
     assert extents.take_at(19, 1)
     assert extents.take_at(16, 3)
     assert dict(extents) == {11: 3}
+    extents.check()
+
+
+def test_the_ends_of_a_range_are_known_without_an_order() -> None:
+    """Pages at the front or the back of a range are taken by its tags; what only begins or ends like one is refused."""
+    extents = with_holes((10, 10), (30, 4))
+    assert extents.take_at(10, 3)
+    assert extents.take_at(18, 2)
+    assert extents._order is None
+    assert dict(extents) == {13: 5, 30: 4}
+    assert not extents.take_at(13, 6)
+    assert not extents.take_at(29, 5)
+    extents.check()
+
+
+def test_a_free_page_knows_where_its_range_ends() -> None:
+    """And one that is not free says so, on either side of the range too."""
+    extents = with_holes((10, 4), (20, 1))
+    assert [extents.free_until(page) for page in (9, 10, 13, 14, 20, 21)] == [-1, 14, 14, -1, 21, -1]
+
+
+@pytest.mark.parametrize("extents", [Extents(64), DecayingExtents(64, 0, FixedMemory())], ids=["plain", "decaying"])
+def test_giving_back_says_where_the_range_begins(extents: Extents) -> None:
+    """Alone, joined to what is before, to what is behind, and to both."""
+    extents.take(64)
+    assert [extents.give(page, 2) for page in (10, 12, 20, 18, 14)] == [10, 10, 20, 18, 10]
+    assert extents.give(16, 2) == 10
+    assert dict(extents) == {10: 12}
     extents.check()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pytest
 
 from slabd_server.core.errors import InvariantBroken, UnknownBlock
-from slabd_server.core.sizes import PAGE
+from slabd_server.core.runs import high_run, low_run, ones
+from slabd_server.core.sizes import PAGE, PAGE_QUANTA, QUANTUM
 from slabd_server.core.slab import MAX_IDLE, Slab, SlabClass
 
 if TYPE_CHECKING:
@@ -199,6 +202,72 @@ def test_every_page_of_every_slab_has_a_slot(size: int, pages: int) -> None:
             begin = slab.base + slot * size
             overlaps = begin < (page + 1) * PAGE and begin + size > page * PAGE
             assert bool(slab.overlapping(page) >> slot & 1) is overlaps
+
+
+def some_slabs() -> list[Slab]:
+    """Slabs of several classes, with and without a gap before the first slot, in which some slots are in use."""
+    rng = random.Random(7)
+    slabs = []
+    for size in (64, 80, 1024, 2560, 3072):
+        for gap in (0, size // 2):
+            for used in (0, 1, 3, 1000):
+                cls = SlabClass(size)
+                slab = Slab(cls, 3 * PAGE + gap, 5)
+                cls._attach(slab)
+                for slot in rng.sample(range(slab.slots), min(used, slab.slots)):
+                    cls.mark(slab, slab.base + slot * size)
+                slabs.append(slab)
+    return slabs
+
+
+def test_each_quantum_that_no_slot_in_use_has_is_free() -> None:
+    """Gap and tail included; as bitmap, as what is free at both ends, and as the longest run of slots."""
+    for slab in some_slabs():
+        total, size = slab.pages * PAGE_QUANTA, slab.cls.size
+        free = ones(total)
+        for offset in slab.used_offsets(slab.start, slab.end):
+            free ^= ones(size // QUANTUM) << (offset - slab.start * PAGE) // QUANTUM
+        assert slab.free_quanta() == free
+        assert slab.free_ends() == (low_run(free), high_run(free, total))
+        slots = f"{slab.free:b}".split("0")
+        assert slab.longest_run() == max(map(len, slots)) * size // QUANTUM
+
+
+def test_the_slots_in_use_are_listed_by_the_page_they_begin_in() -> None:
+    """For any pages of the slab, each slot once."""
+    for slab in some_slabs():
+        pages = [slab.used_offsets(page, page + 1) for page in range(slab.start, slab.end)]
+        assert [offset // PAGE for offsets in pages for offset in offsets] == [
+            page for page, offsets in zip(range(slab.start, slab.end), pages, strict=True) for _ in offsets
+        ]
+        assert [*chain(*pages)] == slab.used_offsets(slab.start, slab.end)
+        assert sum(map(len, pages)) == slab.used
+
+
+def test_pages_are_widened_to_whole_slots_in_use() -> None:
+    """A free slot across an edge does not matter, nor does one that ends or begins on it."""
+    cls = SlabClass(3072)
+    slab = cls.add(0, 6)
+    assert slab.widened(2, 3) == (2, 3)
+    cls.mark(slab, 3072)  # pages 0 and 1
+    cls.mark(slab, 6144)  # pages 1 and 2
+    cls.mark(slab, 9216)  # to the end of page 2
+    cls.mark(slab, 15360)  # pages 3 and 4
+    assert [slab.widened(page, page + 1) for page in range(6)] == [(0, 3), (0, 3), (0, 3), (3, 5), (3, 5), (5, 6)]
+
+
+def test_pages_are_cut_out_of_a_slab() -> None:
+    """With the idle ones those go too, and their slots are no more the class's; both sides stay."""
+    cls = SlabClass(2048)
+    slab = cls.add(0, 6)
+    offsets = [cls.take() for _ in range(12)]
+    for offset in (*offsets[4:6], offsets[7]):
+        cls.give(slab, offset)
+    runs, pieces = cls.cut(slab, 3, 4)
+    assert runs == [(2, 3)]
+    assert [(piece.start, piece.pages, piece.used) for piece in pieces] == [(0, 2, 4), (4, 2, 4)]
+    assert (cls.used, cls.slots, cls.pages) == (8, 8, 4)
+    cls.check(pieces)
 
 
 def _flip_past_the_end(cls: SlabClass, slab: Slab) -> None:

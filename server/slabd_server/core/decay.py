@@ -69,7 +69,7 @@ class DecayingExtents(Extents):
         self._young.clear()
         return False
 
-    def give(self, first: int, pages: int) -> None:
+    def give(self, first: int, pages: int) -> int:
         """Make pages free again; see Extents. The range they join is young from now on."""
         before = self._starts.get(first, first)
         holed = self._forget(before) | self._forget(first + pages)
@@ -77,6 +77,7 @@ class DecayingExtents(Extents):
         self._young[before] = None
         if holed:
             self._holed.add(before)
+        return before
 
     def _cut_front(self, start: int, pages: int) -> None:
         self._cut(start, start, pages)

@@ -25,9 +25,11 @@ rebuilding from a ledger).
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.spare import EACH, LOOSE, without_spare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,6 +168,11 @@ class FitIndex:
             del self.ranges[length]
             self._lengths.remove(length)
 
+    def tidy(self) -> None:
+        """Give up the room of ranges that are gone. Where there are more lengths than are looked at, none has much."""
+        for length, starts in tuple(islice(self.ranges.items(), EACH)):
+            self.ranges[length] = without_spare(starts, LOOSE)
+
     def best(self, length: int) -> int:
         """Return the start of a shortest range that has `length` or more, or -1."""
         starts = self.ranges.get(length)
@@ -270,16 +277,23 @@ class Extents:
 
     def take_at(self, first: int, pages: int) -> bool:
         """Take exactly the pages [first, first + pages); False, and nothing changed, when they are not all free."""
-        start = self._ordered().at_most(first)
+        start = self._containing(first, pages)
         if start < 0 or first + pages > start + self._pages[start]:
             return False
         self._cut(start, first, pages)
         return True
 
+    def _containing(self, first: int, pages: int) -> int:
+        # At either end of a range the tags know it, and the order need not be made.
+        if first in self._pages:
+            return first
+        start = self._starts.get(first + pages, NOWHERE)
+        return start if NOWHERE < start < first else self._ordered().at_most(first)
+
     # -- giving back
 
-    def give(self, first: int, pages: int) -> None:
-        """Make the pages [first, first + pages), none of which is free, free again."""
+    def give(self, first: int, pages: int) -> int:
+        """Make the pages [first, first + pages), none of which is free, free again; return where their range begins."""
         self.free_pages += pages
         start, end = first, first + pages
         before = self._starts.get(first)
@@ -291,6 +305,7 @@ class Extents:
             self._unlink(end, after)
             end += after
         self._link(start, end - start)
+        return start
 
     def grow(self, pages: int) -> None:
         """Add `pages` free pages behind the last one."""
@@ -298,6 +313,12 @@ class Extents:
         self.pages += pages
         if pages:
             self.give(first, pages)
+
+    def tidy(self) -> None:
+        """Give up the room of ranges that are gone; to be called once in `EACH` changes or so. See `spare`."""
+        self._pages = without_spare(self._pages, LOOSE)
+        self._starts = without_spare(self._starts, LOOSE)
+        self._fits.tidy()
 
     # -- asking
 
@@ -314,6 +335,12 @@ class Extents:
     def range_from(self, first: int) -> int:
         """Return the length of the free range that begins at page `first`, 0 if none does."""
         return self._pages.get(first, 0)
+
+    def free_until(self, page: int) -> int:
+        """Return the page behind the free range that contains `page`, or -1 when it is not free."""
+        start = self._ordered().at_most(page)
+        end = start + self._pages[start] if start >= 0 else NOWHERE
+        return end if end > page else NOWHERE
 
     def range_until(self, end: int) -> int:
         """Return the length of the free range that ends before page `end`, 0 if none does."""

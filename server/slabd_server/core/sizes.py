@@ -1,8 +1,9 @@
 """Sizes, alignments and classes: what a request may look like, and the tables made from it once.
 
-Owns the unit of the heap (the page), the size classes of both configurations, the bounds on sizes and alignments, and
-how many pages a slab of a class likes to have. Promises that every size up to `MAX_CLASS` together with every alignment
-up to `PAGE` has a class, and that this class is the smallest that fits both. Must not know of any block.
+Owns the units of the heap (the page, and below it the quantum), the size classes of both configurations, the bounds on
+sizes and alignments, and how many pages a slab of a class likes to have. Promises that every size up to `MAX_CLASS`
+together with every alignment up to `PAGE` has a class, and that this class is the smallest that fits both. Must not
+know of any block.
 
 A class's alignment is the largest power of two that divides its size: slabs start on a page, so its blocks have it too.
 
@@ -29,6 +30,7 @@ MAX_SLAB_PAGES: Final = 16
 
 QUANTUM_SHIFT: Final = 4  # every class is a multiple of 16, so a class is found by size in sixteenths of 256
 QUANTUM: Final = 1 << QUANTUM_SHIFT
+PAGE_QUANTA: Final = PAGE >> QUANTUM_SHIFT
 
 SizeClasses = Literal["pow2", "fine"]
 STEPS: Final[Mapping[SizeClasses, int]] = {"pow2": 1, "fine": 4}
@@ -59,6 +61,11 @@ def pages_for(size: int) -> int:
 def page_rounded(size: int) -> int:
     """Round `size` up to whole pages."""
     return pages_for(size) << PAGE_SHIFT
+
+
+def quantum_rounded(size: int) -> int:
+    """Round `size` up to whole quanta, of which a block has at least one."""
+    return max(size + QUANTUM - 1 & -QUANTUM, QUANTUM)
 
 
 def slab_unit(size: int) -> int:

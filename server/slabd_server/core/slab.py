@@ -24,6 +24,7 @@ one is nearly full, while the slabs that empty sink to the bottom and are left a
 
 A slab gives back its idle pages without waiting for the others: what remains is cut into smaller slabs. Where a class
 does not divide a page (fine classes), slots that reach into a page given back are lost till their own page is idle too.
+In the same way pages are cut out of a slab, with what is used in them, for a block that is placed across slots.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from slabd_server.core.errors import InvariantBroken, UnknownBlock
-from slabd_server.core.sizes import MAX_SLAB_PAGES, PAGE, PAGE_SHIFT, slab_unit
+from slabd_server.core.runs import longest, lowest, ones, spread
+from slabd_server.core.sizes import MAX_SLAB_PAGES, PAGE, PAGE_QUANTA, PAGE_SHIFT, QUANTUM_SHIFT, slab_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +70,52 @@ class Slab:
     def used(self) -> int:
         """How many slots are not free."""
         return self.slots - self.free.bit_count()
+
+    def free_quanta(self) -> int:
+        """Return the bitmap of the quanta, from the first page's first on, that no slot in use has.
+
+        What lies before the first slot and behind the last is free.
+        """
+        used = spread(self._taken, self.cls.size >> QUANTUM_SHIFT) << self._gap
+        return used ^ ones(self.pages * PAGE_QUANTA)
+
+    def free_ends(self) -> tuple[int, int]:
+        """Return how many quanta are free from the first page's first on, and how many up to the last page's last."""
+        total, width, taken = self.pages * PAGE_QUANTA, self.cls.size >> QUANTUM_SHIFT, self._taken
+        if not taken:
+            return total, total
+        return self._gap + lowest(taken) * width, total - self._gap - taken.bit_length() * width
+
+    def longest_run(self) -> int:
+        """Return how many quanta the longest run of free slots has."""
+        return longest(self.free, self.free) * (self.cls.size >> QUANTUM_SHIFT)
+
+    @property
+    def _taken(self) -> int:
+        return self.free ^ ones(self.slots)
+
+    @property
+    def _gap(self) -> int:
+        return (self.base & (PAGE - 1)) >> QUANTUM_SHIFT
+
+    def used_offsets(self, first: int, behind: int) -> list[int]:
+        """List where the slots in use begin that begin in the pages [first, behind)."""
+        size = self.cls.size
+        begin = max(-(-((first << PAGE_SHIFT) - self.base) // size), 0)
+        end = min(-(-((behind << PAGE_SHIFT) - self.base) // size), self.slots)
+        return [self.base + slot * size for slot in range(begin, end) if not self.free >> slot & 1]
+
+    def widened(self, first: int, behind: int) -> tuple[int, int]:
+        """Widen the pages [first, behind) until no slot in use lies across their edges."""
+        while first > self.start and self._crossed(first):
+            first -= 1
+        while behind < self.end and self._crossed(behind):
+            behind += 1
+        return first, behind
+
+    def _crossed(self, page: int) -> bool:
+        slot, inside = divmod((page << PAGE_SHIFT) - self.base, self.cls.size)
+        return inside > 0 and slot < self.slots and not self.free >> slot & 1
 
     def overlapping(self, page: int) -> int:
         """Return the bitmap of the slots that overlap `page`."""
@@ -225,8 +273,18 @@ class SlabClass:
 
     def shed(self, slab: Slab) -> tuple[list[tuple[int, int]], list[Slab]]:
         """Part with the idle pages of a slab: (their runs [first, behind), the slabs made of the rest)."""
+        return self.cut(slab, slab.end, slab.end)
+
+    def cut(self, slab: Slab, first: int, behind: int) -> tuple[list[tuple[int, int]], list[Slab]]:
+        """Part with the idle pages of a slab as in `shed`, and with the pages [first, behind), busy or not.
+
+        No slot in use may lie across these pages' edges; those within leave the class.
+        """
         self._detach(slab)
-        return slab.idle_runs(), [self._attach(self._piece(slab, first, behind)) for first, behind in slab.busy_runs()]
+        busy = slab.busy_runs()
+        kept = [(start, min(end, first)) for start, end in busy] + [(max(start, behind), end) for start, end in busy]
+        pieces = [self._piece(slab, start, end) for start, end in kept if start < end]
+        return slab.idle_runs(), [self._attach(piece) for piece in pieces]
 
     def gather(self, slabs: Iterable[Slab], base: int, pages: int) -> Slab:
         """Merge slabs of one phase, and free pages between them, into one slab of `pages` pages from `base` on."""
