@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from slabd.address import TcpAddress, resolve
 from slabd.channels import Tls
 from slabd.ctl.connection import Connection
-from slabd.ctl.exits import ExitCode
+from slabd.ctl.exits import ExitCode, complain
 from slabd.ctl.failures import explain
 from slabd.ctl.parser import build_parser
 from slabd.ctl.plain import to_json
-from slabd.ctl.terminal import printable, style_for
+from slabd.ctl.terminal import style_for
 from slabd.errors import InvalidArgument, SlabdError
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("slabctl: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        return complain("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader has seen enough (`slabctl leases | head`); the interpreter must not complain at its own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,8 +51,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
         return _ask(arguments.spec, arguments)
     except SlabdError as error:
         message, code = explain(error)
-        print(f"slabctl: {printable(message)}", file=sys.stderr)
-        return code
+        return complain(message, code)
 
 
 def _ask(command: Command[Any], arguments: argparse.Namespace) -> ExitCode:

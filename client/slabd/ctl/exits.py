@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
+
+from slabd.ctl.terminal import printable
 
 
 class ExitCode(IntEnum):
@@ -36,3 +39,9 @@ _MEANING = {
 def exit_table() -> str:
     """Return the lines that `--help` ends with."""
     return "exit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
+
+
+def complain(message: str, code: ExitCode) -> ExitCode:
+    """Say in one line on standard error what is wrong, and return how to exit."""
+    print(f"slabctl: {printable(message)}", file=sys.stderr)
+    return code

@@ -48,8 +48,9 @@ class Painter:
         columns = shutil.get_terminal_size().columns
         # One write for all of it, so that no half-painted region is ever seen.
         up = f"\x1b[{self._painted}A\r" if self._painted else ""
-        text = [f"{_HIDE_CURSOR if region else ''}{up}{_CLEAR_BELOW}", *(f"{line}\n" for line in staying)]
-        text += [f"{fit(line, columns)}{_CLEAR_LINE}\n" for line in region]
+        # Line by line: some terminals keep a screen that is cleared as a whole in their history, every time.
+        lines = [*staying, *(fit(line, columns) for line in region)]
+        text = [f"{_HIDE_CURSOR if region else ''}{up}", *(f"{_CLEAR_LINE}{line}\n" for line in lines), _CLEAR_BELOW]
         self._painted = len(region)
         self._stream.write("".join(text))
         self._stream.flush()

@@ -6,6 +6,7 @@ import argparse
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from slabd.ctl.bench import command as bench
 from slabd.ctl.commands import COMMANDS
 from slabd.ctl.demo import command as demo
 from slabd.ctl.exits import exit_table
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_common(child, top=False)
         command.add_to(child)
         child.set_defaults(spec=command)
-    for own in (demo,):
+    for own in (demo, bench):
         child = _child(commands.add_parser, own.NAME, own.SUMMARY, own.DESCRIPTION)
         _add_output(child, top=False)
         own.add_arguments(child)

@@ -138,7 +138,7 @@ def test_common_options_may_stand_before_and_after_the_command() -> None:
 
 def test_every_command_documents_its_json(capsys: pytest.CaptureFixture[str]) -> None:
     """In its own help."""
-    for name in [*(command.name for command in COMMANDS), "demo"]:
+    for name in [*(command.name for command in COMMANDS), "demo", "bench"]:
         with pytest.raises(SystemExit):
             build_parser().parse_args([name, "--help"])
         assert "-o json prints" in capsys.readouterr().out

@@ -227,8 +227,8 @@ def test_evict_says_what_stays_in_quarantine() -> None:
     """And until when."""
     answer = admin_pb2.EndSessionResponse(reclaimed_bytes=0, quarantined_bytes=MIB)
     assert EVICT.lines(answer, Namespace(session=7), PLAIN) == [
-        "session 7 has ended; 0 B are free again",
-        "1 MiB stay in quarantine until its process has exited: it has them mapped",
+        "session 7 can do nothing any more",
+        "1 MiB stay in quarantine until its process has exited or closed its pool: it has them mapped",
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from slabd.ctl.demo.progress import Lines, Progress, Region, Silent, bar, fit, region_of
+from slabd.ctl.demo.progress import Lines, Progress, Region, Silent, region_of
+from slabd.ctl.painting import bar, fit
 from slabd.ctl.terminal import PLAIN, Style
 
 

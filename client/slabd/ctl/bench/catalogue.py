@@ -47,10 +47,14 @@ def _untouched(options: BenchOptions) -> Figure:
         Peer(OURS, "pool.lease(size), .view, release()"),
         Peer("shared_memory", "SharedMemory(create=True, size), .buf, close(), unlink()"),
         Peer(
-            "manager", "the same by a SharedMemoryManager: .SharedMemory(size), .buf, close(), its process told to unlink"
+            "manager",
+            "the same by a SharedMemoryManager: .SharedMemory(size), .buf, close(), its process told to unlink",
         ),
         Peer("iceoryx2", "publisher.loan_slice_uninit(size), .payload(), delete(): nothing is sent"),
-        Peer("list pool", "floor: a list of views of the size, pop() and append(): no process, no safety"),
+        Peer(
+            "list pool",
+            "floor: free.pop(), memory[at:at + size], its release(), free.append(at): one process, no safety",
+        ),
     )
     return Figure(
         name="untouched",
@@ -68,7 +72,9 @@ def _untouched(options: BenchOptions) -> Figure:
 def _grpc(options: BenchOptions) -> Figure:
     peers = (
         Peer(OURS, f"lease() and release() of 64 B, or lease_many() and release_many() of {BATCH} of them, over gRPC"),
-        Peer("bare echo", "two calls with messages as long, to a grpc.aio server of its own that does nothing with them"),
+        Peer(
+            "bare echo", "two calls with messages as long, to a grpc.aio server of its own that does nothing with them"
+        ),
     )
     return Figure(
         name="grpc",
@@ -88,7 +94,10 @@ def _write(options: BenchOptions) -> Figure:
         Peer(OURS, "pool.lease(size), view[:] = data, release()"),
         Peer("shared_memory", "SharedMemory(create=True, size), buf[:] = data, close(), unlink()"),
         Peer("iceoryx2", "loan_slice_uninit(size), memmove to its pointer, delete()"),
-        Peer("memcpy, cold", "floor: the copy into memory that exists, through a new mapping of it, which is closed again"),
+        Peer(
+            "memcpy, cold",
+            "floor: the copy into memory that exists, by a new mapping of it, which is closed again",
+        ),
         Peer("memcpy, warm", "floor: the copy into memory that is used again and again"),
     )
     return Figure(
@@ -108,15 +117,17 @@ def _handoff(options: BenchOptions) -> Figure:
     peers = (
         Peer(OURS, "lease(), share(), release(), the handle through the pipe; open(), look, close()"),
         Peer("iceoryx2", "publish-subscribe: loan, send(), a byte through the pipe to wake; receive(), look, delete()"),
-        Peer("ideal pool", "floor: both processes map one memory, its free frames are a list; a number through the pipe"),
+        Peer(
+            "ideal pool", "floor: both processes map one memory, its free frames are a list; a number through the pipe"
+        ),
         Peer("pipe", "the bytes themselves through the pipe: send_bytes(), recv_bytes()"),
         Peer("queue", "the bytes themselves through a multiprocessing.Queue: put(), get()"),
     )
     return Figure(
         name="handoff",
         title=f"Hand-off of {human_bytes(FRAME_BYTES)} from process to process",
-        what="Each frame is numbered by the producer, in place; the consumer checks the number, gives the frame back and "
-        "answers through the same multiprocessing.Pipe. CPU is seconds for 1000 frames.",
+        what="Each frame is numbered by the producer, in place; the consumer checks the number, gives the frame back "
+        "and answers through the same multiprocessing.Pipe. CPU is seconds for 1000 frames.",
         case_title="IN FLIGHT",
         case_key="in_flight",
         cases=tuple(Case(str(count), count) for count in IN_FLIGHT),
@@ -141,7 +152,7 @@ def _clients(options: BenchOptions) -> Figure:
     return Figure(
         name="clients",
         title="Many clients at once",
-        what=f"Blocks of {human_bytes(CLIENT_BYTES)}, as many processes as clients: pairs of lease and release, all together.",
+        what=f"Blocks of {human_bytes(CLIENT_BYTES)}, a process for each client: pairs of lease and release, in all.",
         case_title="CLIENTS",
         case_key="clients",
         cases=tuple(Case(str(count), count) for count in CLIENTS),
@@ -159,7 +170,9 @@ def _calls(options: BenchOptions) -> Figure:
         case_title="LEASES AT MOST",
         case_key="leases_at_most",
         cases=(Case(human_count(options.pace.steady_leases), options.pace.steady_leases),),
-        peers=(Peer(OURS, f"pool.lease({CLIENT_BYTES}), .view, release(), one after the other, for a few seconds at most"),),
+        peers=(
+            Peer(OURS, f"pool.lease({CLIENT_BYTES}), .view, release(), one after the other, for a few seconds at most"),
+        ),
         quantities=(
             Quantity("leases", "LEASES", Unit.COUNT),
             Quantity("calls", "CALLS", Unit.COUNT),
@@ -177,7 +190,9 @@ def _idle(_options: BenchOptions) -> Figure:
         case_title="CLIENTS",
         case_key="clients",
         cases=(Case(str(CLIENTS[-1]), CLIENTS[-1]),),
-        peers=(Peer(OURS, "the daemon, with this many connected pools in processes of their own, and these processes"),),
+        peers=(
+            Peer(OURS, "the daemon, with this many connected pools in processes of their own, and these processes"),
+        ),
         quantities=(
             Quantity("daemon_percent", "DAEMON", Unit.PERCENT),
             Quantity("clients_percent", "ALL CLIENTS", Unit.PERCENT),
@@ -192,9 +207,9 @@ def _live(options: BenchOptions) -> Figure:
     return Figure(
         name="live",
         title="Many live blocks of one client",
-        what=f"A lease that finds nothing to use again. The ratio is to {plural(few, 'live block')}; memory is what a live "
-        "block adds to a process, heap not counted.",
-        case_title="LIVE BLOCKS",
+        what=f"A lease that finds nothing to use again. The ratio is to {plural(few, 'live block')}; DAEMON and CLIENT "
+        "are the memory that a live block takes in either process, the heap itself not counted.",
+        case_title="LIVE",
         case_key="live_blocks",
         cases=(Case(human_count(few), few), Case(human_count(many), many)),
         peers=(Peer(OURS, what),),
@@ -203,8 +218,8 @@ def _live(options: BenchOptions) -> Figure:
             _P99,
             Quantity("ratio", "RATIO", Unit.TIMES),
             _RANGE,
-            Quantity("daemon_bytes_per_block", "DAEMON/BLOCK", Unit.BYTES),
-            Quantity("client_bytes_per_block", "CLIENT/BLOCK", Unit.BYTES),
+            Quantity("daemon_bytes_per_block", "DAEMON", Unit.BYTES),
+            Quantity("client_bytes_per_block", "CLIENT", Unit.BYTES),
         ),
         steps=2 * (options.pace.repeats + 2),
     )

@@ -94,6 +94,7 @@ class Outcome:
     figure: Figure
     rows: tuple[Row, ...]
     left_out: tuple[LeftOut, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = ("untouched", "grpc", "write", "handoff", "clients", "calls", "idle", "live")
 UNTOUCHED_SIZES: Final = (64, 4 << 10, 64 << 10, 1 << 20, 16 << 20)
+QUICK_SIZES: Final = (64, 64 << 10, 16 << 20)
 WRITE_SIZES: Final = (1 << 20, 16 << 20)
 LARGEST_SIZE: Final = 64 << 20
 # The largest block, the frames on their way, and the many small blocks of `live` have room at the same time.
@@ -40,10 +41,10 @@ FULL: Final = Pace(
     turn_seconds=0.05,
     write_seconds=0.1,
     handoff_seconds=0.12,
-    crowd_seconds=0.15,
+    crowd_seconds=0.12,
     warm_up_seconds=0.1,
     steady_leases=10_000,
-    steady_seconds=3.0,
+    steady_seconds=2.5,
     idle_seconds=4.0,
     settle_seconds=1.0,
     live_blocks=(1_000, 100_000),
@@ -92,7 +93,7 @@ def choose(
     chosen = tuple(sorted(set(sizes or ())))
     return BenchOptions(
         names=tuple(name for name in NAMES if not only or name in only),
-        untouched_sizes=chosen or UNTOUCHED_SIZES,
+        untouched_sizes=chosen or (QUICK_SIZES if quick else UNTOUCHED_SIZES),
         write_sizes=chosen or WRITE_SIZES,
         quick=quick,
         pace=pace if repeats is None else replace(pace, repeats=repeats),

@@ -67,6 +67,7 @@ def outcome_lines(outcome: Outcome, style: Style = PLAIN, columns: int = 80) -> 
     figure = outcome.figure
     lines = ["", style.bold(f"{figure.title} ({figure.name})"), *_wrapped(figure.what, "", columns)]
     lines += ["", *table(_columns(figure, outcome.rows), outcome.rows, style), ""]
+    lines += _calls(outcome)
     wide = max(len(peer.name) for peer in figure.peers) + len(_INDENT)
     present = {row.peer for row in outcome.rows}
     for peer in figure.peers:
@@ -97,6 +98,7 @@ def outcome_plain(outcome: Outcome) -> dict[str, Json]:
         "name": figure.name,
         "title": figure.title,
         "what": figure.what,
+        "seconds": round(outcome.seconds, 3),
         "units": {quantity.key: quantity.unit.value for quantity in figure.quantities},
         "peers": [{"name": peer.name, "what": peer.what} for peer in figure.peers],
         "rows": [_row_plain(figure, row) for row in outcome.rows],
@@ -107,6 +109,16 @@ def outcome_plain(outcome: Outcome) -> dict[str, Json]:
 def legend(style: Style = PLAIN, columns: int = 80) -> list[str]:
     """Return the lines that say how to read the tables."""
     return ["", *(style.dim(line) for line in _wrapped(LEGEND, "", columns))]
+
+
+def _calls(outcome: Outcome) -> Iterator[str]:
+    """Say what the counters said of slabd's rounds; nothing where nobody counted."""
+    counts = [row.values.get("calls_per_round") for row in outcome.rows if row.peer == OURS]
+    known = [count for count in counts if isinstance(count, int | float)]
+    if known:
+        shown = " to ".join(dict.fromkeys((number(min(known)), number(max(known)))))
+        yield f"gRPC calls in each round of slabd, by its daemon's own counters: {shown}"
+        yield ""
 
 
 def _row_plain(figure: Figure, row: Row) -> dict[str, Json]:
@@ -120,10 +132,12 @@ def _plain(value: Value) -> Json:
 
 
 def _columns(figure: Figure, rows: tuple[Row, ...]) -> list[Column[Row]]:
-    first = _first_of_each_case(rows)
-    shown = [quantity for quantity in figure.quantities if any(row.values.get(quantity.key) is not None for row in rows)]
+    first = {id(row) for at, row in enumerate(rows) if not at or rows[at - 1].case != row.case}
+    shown = [
+        quantity for quantity in figure.quantities if any(row.values.get(quantity.key) is not None for row in rows)
+    ]
     return [
-        Column(figure.case_title, lambda row: row.case.label if row in first else "", right=True),
+        Column(figure.case_title, lambda row: row.case.label if id(row) in first else "", right=True),
         Column("PEER", lambda row: row.peer, paint=_paint),
         *(_column(quantity) for quantity in shown),
     ]
@@ -139,12 +153,13 @@ def _paint(style: Style, row: Row, text: str) -> str:
     return style.bold(text) if row.peer == OURS else text
 
 
-def _first_of_each_case(rows: tuple[Row, ...]) -> list[Row]:
-    return [row for at, row in enumerate(rows) if not at or rows[at - 1].case != row.case]
-
-
 def _wrapped(text: str, head: str, columns: int) -> Iterator[str]:
     room = max(columns - 1, 40)
     yield from textwrap.wrap(
-        text, room, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+        text,
+        room,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
     )

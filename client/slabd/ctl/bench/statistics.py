@@ -20,6 +20,19 @@ _P99: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A time, and what it was in each repeat; in whatever unit, as it goes into ratios only."""
+
+    time: float
+    repeats: tuple[float, ...]
+
+    @classmethod
+    def of_repeats(cls, times: Sequence[float]) -> Measured:
+        """Return the median of the repeats."""
+        return cls(statistics.median(times), tuple(times))
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What many rounds took. Times are in microseconds."""
 
@@ -27,6 +40,11 @@ class Summary:
     p99_us: float
     rounds: int
     repeat_medians_us: tuple[float, ...]
+
+    @property
+    def measured(self) -> Measured:
+        """What goes into a ratio."""
+        return Measured(self.median_us, self.repeat_medians_us)
 
     def values(self) -> dict[str, Value]:
         """Return the values of a row."""
@@ -53,22 +71,14 @@ def percentile(ordered: Sequence[int], part: float) -> int:
     return ordered[max(rank, 1) - 1]
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Value]:
-    """Return what the medians of the repeats of two peers make: the ratio, and the least and largest of one repeat."""
-    pairs = [(mine, other) for mine, other in zip(ours, theirs, strict=False) if other > 0]
-    if not pairs:
+def ratio(ours: Measured, theirs: Measured) -> dict[str, Value]:
+    """Return the ratio of two times, and the least and the largest that it was in one repeat."""
+    if theirs.time <= 0:
         return {"ratio": None, "ratio_range": None}
-    single = [mine / other for mine, other in pairs]
-    whole = statistics.median(mine for mine, _ in pairs) / statistics.median(other for _, other in pairs)
-    # The quotient of two medians may lie outside the quotients of the pairs.
-    low, high = min(*single, whole), max(*single, whole)
-    return {"ratio": _rounded(whole), "ratio_range": (_rounded(low), _rounded(high))}
-
-
-def rate(counts: Sequence[int], seconds: Sequence[float]) -> float:
-    """Return how many a second, the median of the repeats; 0 when there was no time."""
-    rates = [count / time for count, time in zip(counts, seconds, strict=True) if time > 0]
-    return statistics.median(rates) if rates else 0.0
+    single = [mine / other for mine, other in zip(ours.repeats, theirs.repeats, strict=False) if other > 0]
+    whole = ours.time / theirs.time
+    # A ratio of medians may lie outside the ratios of the repeats.
+    return {"ratio": _rounded(whole), "ratio_range": (_rounded(min([*single, whole])), _rounded(max([*single, whole])))}
 
 
 def per_thousand(seconds: float, count: int) -> float | None:

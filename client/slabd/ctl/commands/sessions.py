@@ -78,11 +78,13 @@ def session_id(text: str) -> int:
 
 
 def _evict_lines(answer: EndSessionResponse, arguments: argparse.Namespace, style: Style) -> list[str]:
-    lines = [f"session {arguments.session} has ended; {human_bytes(answer.reclaimed_bytes)} are free again"]
-    if answer.quarantined_bytes:
-        held = human_bytes(answer.quarantined_bytes)
-        lines.append(style.warn(f"{held} stay in quarantine until its process has exited: it has them mapped"))
-    return lines
+    if not answer.quarantined_bytes:
+        return [f"session {arguments.session} has ended; {human_bytes(answer.reclaimed_bytes)} are free again"]
+    held = human_bytes(answer.quarantined_bytes)
+    return [
+        f"session {arguments.session} can do nothing any more",
+        style.warn(f"{held} stay in quarantine until its process has exited or closed its pool: it has them mapped"),
+    ]
 
 
 EVICT = Command(

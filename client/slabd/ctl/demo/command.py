@@ -15,11 +15,11 @@ from slabd.ctl.demo.options import DEFAULT_HEAP, DemoOptions, default_workers
 from slabd.ctl.demo.progress import Lines, Region, Silent
 from slabd.ctl.demo.run import run_demo
 from slabd.ctl.demo.work import stretches
-from slabd.ctl.exits import ExitCode
+from slabd.ctl.exits import ExitCode, complain
 from slabd.ctl.interrupts import one_interrupt
-from slabd.ctl.reading import whole
 from slabd.ctl.plain import to_json
-from slabd.ctl.terminal import printable, style_for
+from slabd.ctl.reading import whole
+from slabd.ctl.terminal import style_for
 from slabd.ctl.units import human_bytes, parse_size, plural
 from slabd.errors import DaemonUnavailable
 
@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     try:
         found = scan(arguments.paths, arguments.limit)
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}: give files or directories that exist", ExitCode.USAGE)
+        return complain(f"{error.filename}: {error.strerror}: give files or directories that exist", ExitCode.USAGE)
     where = ", ".join(arguments.paths) or stdlib()
     if not found.files:
-        return _complain(f"no regular file can be read below {where}", ExitCode.USAGE)
+        return complain(f"no regular file can be read below {where}", ExitCode.USAGE)
     options = DemoOptions(
         paths=tuple(arguments.paths),
         workers=arguments.workers,
@@ -100,11 +100,11 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         with one_interrupt():
             summary = run_demo(options, found, display)
     except DaemonUnavailable as error:
-        return _complain(" ".join(str(error).split()), ExitCode.UNREACHABLE)
+        return complain(" ".join(str(error).split()), ExitCode.UNREACHABLE)
     except (ChildFailed, Stuck) as error:
-        return _complain(str(error), ExitCode.WRONG)
+        return complain(str(error), ExitCode.WRONG)
     except KeyboardInterrupt:
-        return _complain("interrupted; the daemon and all processes are gone", ExitCode.INTERRUPTED)
+        return complain("interrupted; the daemon and all processes are gone", ExitCode.INTERRUPTED)
     if arguments.output == "json":
         print(to_json(summary.plain()))
     else:
@@ -129,11 +129,6 @@ def _display(output: str) -> Display:
     if stream.isatty() and os.environ.get("TERM") != "dumb":
         return Region(stream, style_for(stream, os.environ))
     return Lines(stream) if output == "table" else Silent()
-
-
-def _complain(message: str, code: ExitCode) -> ExitCode:
-    print(f"slabctl: {printable(message)}", file=sys.stderr)
-    return code
 
 
 def _heap_bytes(text: str) -> int:
