@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from slabd import errors
+from slabd.descriptors import Descriptor
 from slabd.failures import error_of_reason
 from slabd.mapping import Mapping
 from slabd.transport import Deadline
@@ -33,10 +34,11 @@ _BACKLOG_PAUSE_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An attached session: what the daemon says about it, its socket, its heap."""
+    """An attached session: what the daemon says about it, its connection, and the descriptor of that, its heap."""
 
     session: pool_pb2.Session
     connection: socket.socket
+    descriptor: Descriptor
     mapping: Mapping
 
     def hung_up(self) -> bool:
@@ -47,6 +49,17 @@ class Attachment:
             return False
         except OSError:
             return True
+
+    def say_goodbye(self) -> None:
+        """Tell the daemon that this process will not touch the heap again; it hears that together with the hang-up."""
+        with suppress(OSError):  # the daemon is gone
+            self.connection.send(attach.GOODBYE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def hang_up(self) -> None:
+        """Let go of the connection."""
+        number = self.connection.detach()
+        if number >= 0:
+            self.descriptor.close()
 
 
 def attach_to(address: LocalAddress, hello: attach_pb2.AttachHello, seconds: float) -> Attachment:
@@ -70,7 +83,7 @@ def attach_to(address: LocalAddress, hello: attach_pb2.AttachHello, seconds: flo
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    return Attachment(reply.session, connection, mapping)
+    return Attachment(reply.session, connection, Descriptor(connection.fileno()), mapping)
 
 
 def _dial(address: LocalAddress, deadline: Deadline) -> socket.socket:
@@ -158,5 +171,9 @@ def _map(reply: attach_pb2.AttachReply, descriptors: list[int], address: LocalAd
     writable = session.access != pool_pb2.ACCESS_MODE_READ_ONLY
     try:
         return Mapping(heap, session.heap_bytes, writable=writable)
-    except (OSError, ValueError) as error:  # RLIMIT_AS, a full address space, a daemon that lies about the size
+    except OSError as error:
+        raise errors.MappingFailed(
+            f"cannot map the heap of {session.heap_bytes} bytes: {error.strerror}; see `ulimit -v`, or connect over TCP"
+        ) from error
+    except ValueError as error:  # the daemon lies about the size
         raise errors.InternalError(f"cannot map the heap of {session.heap_bytes} bytes: {error}") from error

@@ -14,6 +14,7 @@ SlabdError
 │   ├── QueueFull                            too many requests wait already
 │   ├── LedgerFull                           the daemon's own books could not grow
 │   └── LeaseTimeout    (TimeoutError)       waited for the whole timeout
+├── MappingFailed       (MemoryError)        this process has no room for the heap in its address space
 ├── StaleHandle         (LookupError)        re-issued, used up, expired, or of another heap
 ├── UnknownBlock        (LookupError)        the session does not hold this block
 ├── UnknownHeap         (LookupError)
@@ -96,6 +97,10 @@ class LedgerFull(OutOfMemory):
 
 class LeaseTimeout(OutOfMemory, TimeoutError):
     """A request waited for its whole timeout, and the heap stayed full."""
+
+
+class MappingFailed(SlabdError, MemoryError):
+    """The heap does not fit into this process's address space, or its limit on that (RLIMIT_AS)."""
 
 
 class StaleHandle(SlabdError, LookupError):

@@ -9,6 +9,10 @@ gate, and a fork closes it:
     in parent  every session knows that it has one more, and the gate is opened
     in child   a new gate, and every session becomes an inherited one, which is never used again
 
+The first two are done as a whole, whatever signal handlers raise meanwhile (slabd.helpers.insist): half of either would
+leave locks behind that nobody opens. Nothing that matters depends on the third: a gate or a session that finds itself
+in another process than it was made in knows what that means.
+
 grpc.aio is used nowhere: its poller thread is always inside gRPC, and a process that has used it once can have children
 that crash (found with grpcio 1.85.1; gRPC itself logs "skipping fork() handlers").
 """
@@ -19,9 +23,11 @@ import os
 import threading
 import weakref
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from slabd.errors import InheritedByFork
+from slabd.helpers import insist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +44,7 @@ class Gate:
         self._calls = 0
         self._forking = False
         self._cuts: set[Callable[[], object]] = set()
+        self._process = os.getpid()
         self.used = False
 
     def reset(self) -> None:
@@ -57,6 +64,8 @@ class Gate:
 
     def enter(self) -> None:
         """Begin a call: this waits while another thread forks."""
+        if self._process != os.getpid():
+            self.reset()
         with self._changed:
             while self._forking:
                 self._changed.wait()
@@ -103,10 +112,10 @@ class Inheritable(Protocol):
     """What has to know that it came into this process by a fork, or that its process forks."""
 
     def about_to_fork(self) -> None:
-        """Take note. Called in the parent, in the thread that forks, when no call is under way."""
+        """Take note. Called in the parent when no call is under way, perhaps by another thread than forks."""
 
     def has_forked(self) -> None:
-        """Take note. Called in the parent afterwards, in the same thread, also when no child came of it."""
+        """Take note. Called in the parent afterwards, also when no child came of it."""
 
     def become_inherited(self) -> None:
         """Take note. Called in the child, before anything else runs there."""
@@ -118,12 +127,18 @@ _inheritables: weakref.WeakSet[Inheritable] = weakref.WeakSet()
 _kept: list[Inheritable] = []
 # Those who were told before a fork and have to be told after it. The gate lets one thread at a time fork.
 _forking: list[Inheritable] = []
+_forker: int | None = None
 _doomed = False
 
 
 def register(inheritable: Inheritable) -> None:
     """Have `become_inherited` called in forked children."""
     _inheritables.add(inheritable)
+
+
+def forget(inheritable: Inheritable) -> None:
+    """Have nothing called any more, because it is over."""
+    _inheritables.discard(inheritable)
 
 
 def check_child_can_call() -> None:
@@ -135,27 +150,47 @@ def check_child_can_call() -> None:
         )
 
 
-def _before() -> None:
+def _prepare(thread: int) -> None:
+    global _forker  # noqa: PLW0603  # a fact about this process
+    if _forker == thread:
+        return
     gate.close()
-    _forking.extend(_inheritables)
-    for inheritable in _forking:
+    _forker = thread
+    for inheritable in list(_inheritables):
         inheritable.about_to_fork()
+        _forking.append(inheritable)
 
 
-def _after_in_parent() -> None:
+def _resume(thread: int) -> None:
+    global _forker  # noqa: PLW0603  # a fact about this process
+    if _forker != thread:
+        return
     while _forking:
         _forking.pop().has_forked()
+    _forker = None
     gate.open()
 
 
+def _before() -> None:
+    insist(partial(_prepare, threading.get_ident()))
+
+
+def _after_in_parent() -> None:
+    insist(partial(_resume, threading.get_ident()))
+
+
 def _after_in_child() -> None:
-    global _doomed  # noqa: PLW0603  # a fact about this process
+    global _doomed, _forker  # noqa: PLW0603  # facts about this process
     _doomed = gate.used
     gate.reset()
+    _kept.extend(_inheritables)
     _forking.clear()
+    _forker = None
     for inheritable in list(_inheritables):
         inheritable.become_inherited()
-        _kept.append(inheritable)
 
 
-os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(after_in_child=_after_in_child)
+# Twice, and the second time does nothing, unless a signal handler raised in the first step of the first time.
+for _ in range(2):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent)

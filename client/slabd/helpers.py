@@ -14,7 +14,9 @@ from __future__ import annotations
 import inspect
 import os
 import queue
+import signal
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from slabd.transport import T
 
 
+# Long enough for a fork's hooks to be over.
+_SOON_SECONDS: Final = 0.01
+
+
 class _Job:
     """Something to do, how to end it early, and what became of it."""
 
@@ -33,6 +39,7 @@ class _Job:
         self._work: Callable[[], Any] | None = work
         self._cancel: Callable[[], object] | None = None
         self._given_up = False
+        self.finished = False
         self._value: Any = None
         self._error: BaseException | None = None
 
@@ -47,6 +54,7 @@ class _Job:
             self._error = error
         finally:
             self._cancel = _current.job = None
+            self.finished = True
 
     def cancel_by(self, cancel: Callable[[], object]) -> None:
         self._cancel = cancel
@@ -117,6 +125,54 @@ def call_safely(work: Callable[[], T]) -> T:
         raise
     outcome: T = job.outcome()
     return outcome
+
+
+def insist(work: Callable[[], None]) -> None:
+    """Do work to its end, whatever signal handlers raise meanwhile. What it raises is raised here.
+
+    A KeyboardInterrupt that came in the middle is raised anew a moment later: where this is needed, around a fork,
+    Python would only print it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    interrupted = False
+    once: _Once | None = None
+    while once is None or not once.job.finished:
+        try:
+            once = once or _Once(work)
+            _submit(_Job(once.do))
+            while not once.job.finished:
+                once.done.get()
+        except BaseException as error:  # noqa: BLE001  # from a signal handler; the work goes on all the same
+            interrupted = interrupted or isinstance(error, KeyboardInterrupt)
+    if interrupted:
+        _submit(_Job(_interrupt_again))
+    once.job.outcome()
+
+
+def _interrupt_again() -> None:
+    time.sleep(_SOON_SECONDS)
+    main = threading.main_thread().ident
+    assert main is not None  # noqa: S101  # it has been started
+    signal.pthread_kill(main, signal.SIGINT)
+
+
+class _Once:
+    """A job that is done once, however often it is submitted; `done` hears of its end."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.job = _Job(work)
+        self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._tokens = [None]
+
+    def do(self) -> None:
+        try:
+            self._tokens.pop()
+        except IndexError:
+            return
+        self.job.do()
+        self.done.put(None)
 
 
 def cancel_by(cancel: Callable[[], object]) -> None:

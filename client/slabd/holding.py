@@ -14,6 +14,7 @@ No I/O here: the session asks what to give back, and does it.
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -112,10 +113,18 @@ class Holdings:
         self._last_death: Callable[[], None] = _nothing
         self._deaths = itertools.count(1)
         self._heirlooms = 0
-        self.inherited = False
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a forked child, and the blocks its parent's.
+
+        Asked of the kernel each time: it must hold in a child even if an interrupt cut short what runs there first.
+        """
+        return os.getpid() != self._process
 
     @property
     def mapped(self) -> bool:
@@ -130,11 +139,10 @@ class Holdings:
         return next(self._serials)
 
     def become_inherited(self, last_death: Callable[[], None]) -> None:
-        """In a forked child: from now on nothing is given back, and `last_death` is called when no view is left.
+        """In a forked child: have `last_death` called when no view is left.
 
         It may be called at once, and it may be called inside the garbage collector.
         """
-        self.inherited = True
         self._last_death = last_death
         self._deaths = itertools.count(1)
         self._heirlooms = sum(1 for record in self._records.values() if record() is not None)

@@ -159,19 +159,24 @@ async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> 
     """
     session.check_usable()
     holding.check_held()
-    if session.heirs.may_touch(holding.serial):
-        raise BufferError(f"block {holding.name} is still in use: a forked child has a view of it")
+    _check_heirs(session, holding)
     item = _share_item(holding, 1, arguments.seconds(ttl, "a time to live"), transfer=True)
     # First the view, then the lease: the next owner writes into memory that nobody here looks at.
     let_go([holding])
     try:
         holding.check_untouched()
+        _check_heirs(session, holding)  # a child may have been forked before the view was gone
         (result,) = await _share(session, [item])
     except BaseException:
         session.restore([holding])
         raise
     session.holdings.claim([holding.serial], [])
     return Handle.from_proto(result.handle)
+
+
+def _check_heirs(session: Session, holding: Holding) -> None:
+    if session.heirs.may_touch(holding.serial):
+        raise BufferError(f"block {holding.name} is still in use: a forked child has a view of it")
 
 
 async def open_handles(session: Session, handles: Sequence[Any]) -> list[Holding]:

@@ -110,7 +110,10 @@ class Returning:
 
         What a forked child may still touch is kept, and not among them.
         """
-        free = [block for block in claimed if block is not None and not self._heirs.keep(block)]
+        present = [block for block in claimed if block is not None]
+        free = [block for block in present if not self._heirs.keep(block)]
+        if len(free) < len(present):
+            self._transport.wake()  # the housekeeping looks more often while something is kept
         errands: list[Errand] = []
         for owned, rpc in ((True, RELEASE), (False, CLOSE)):
             refs = [_ref(block) for block in free if block.owned == owned]

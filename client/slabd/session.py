@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _GOODBYE_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 0.5
+# How long a block may lie that waited for a forked child, after the child is done with it.
+_HEIRS_SECONDS: Final = 0.05
 # A wake-up can be lost to a KeyboardInterrupt inside the garbage collector; nothing that is dead lies longer than this.
 _PATROL_SECONDS: Final = 10.0
 # A keep-alive may be late twice before the daemon gives a session up.
@@ -182,10 +184,11 @@ class Session:
     async def _end(self) -> None:
         self._closing = True
         request = pool_pb2.CloseSessionRequest(session=self.key)
+        # Not `lost` for an attached session: one that an operator has ended is in quarantine until it is closed.
+        gone = self.returning.lost if self._attachment is None else self._attachment.hung_up()
         try:
-            # Detached first: a connection that has not hung up when the session is closed is a forked child's, to the
-            # daemon, and what the child can touch is not free yet.
-            if self._detach() and not self.returning.lost:
+            # What the daemon does not hear in time it reads from the attach connection, as soon as it runs again.
+            if self._detach() and not gone:
                 with suppress(errors.SlabdError):
                     await self.line.call(
                         lambda seconds: self._transport.unary(CLOSE_SESSION, request, seconds),
@@ -193,29 +196,32 @@ class Session:
                     )
         finally:
             self._ended = True
+            forking.forget(self)
             _open_sessions.discard(self)
             self._transport.wake()
             self.heirs.close()
             await self._transport.close()
 
     def _detach(self) -> bool:
-        """Unmap the heap and hang up; return whether this process cannot touch the heap any more."""
+        """Unmap the heap, say goodbye and hang up; return whether this process cannot touch the heap any more."""
         if self._attachment is None:
             return True
-        unmapped = True
         try:
             self._attachment.mapping.close()
         except BufferError:  # a slice made at the last moment: the daemon keeps what it may show until we exit
-            unmapped = False
-        self._attachment.connection.close()
-        return unmapped
+            self._attachment.hang_up()
+            return False
+        self._attachment.say_goodbye()
+        self._attachment.hang_up()
+        return True
 
     async def _keep_house(self) -> None:
         """Do what nobody waits for, until the session ends."""
         interval = self._ttl / _KEEP_ALIVES_PER_TTL if self._ttl else None
         keep_alive = Deadline(interval)
         while not self.ended:
-            pause = _RETRY_SECONDS if self.returning.has_work() or self.heirs.keeping else _PATROL_SECONDS
+            pause = _RETRY_SECONDS if self.returning.has_work() else _PATROL_SECONDS
+            pause = _HEIRS_SECONDS if self.heirs.keeping else pause
             try:
                 await self._transport.wait(min(pause, keep_alive.remaining or pause))
             except asyncio.CancelledError:  # the event loop ends, and a pool may have been forgotten
@@ -261,8 +267,7 @@ class Session:
         """Prepare for an heir. Nobody takes a block into care before `has_forked`."""
         if not self.inherited:
             self._state_lock.acquire()
-            if len(self.holdings):
-                self.heirs.about_to_fork()
+            self.heirs.about_to_fork(leaving=self.mapped and not self.ended and len(self.holdings) > 0)
 
     def has_forked(self) -> None:
         """Note that a child may touch what there is now."""
@@ -285,4 +290,4 @@ class Session:
         if self._attachment is not None:
             with suppress(BufferError):  # inside the garbage collector the last view is not quite gone
                 self._attachment.mapping.close()
-            self._attachment.connection.close()
+            self._attachment.hang_up()

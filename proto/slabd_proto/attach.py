@@ -1,9 +1,8 @@
-"""The frames of the attach socket: what a client and the daemon say before descriptors change hands.
+"""The frames of the attach socket: what a client and the daemon say before descriptors change hands, and at the end.
 
 A frame is a sixteen-byte header and a payload: the magic b"SLABDATT", a little-endian uint32 version, a little-endian
-uint32 payload length. The payload is an `AttachHello` (client) or an `AttachReply` (daemon).
-proto/slabd/v1/attach.proto
-describes the exchange. Pure: bytes in, bytes out.
+uint32 payload length. The payload is an `AttachHello` (client) or an `AttachReply` (daemon); the client's goodbye has
+none. proto/slabd/v1/attach.proto describes the exchange. Pure: bytes in, bytes out.
 """
 
 from __future__ import annotations
@@ -46,6 +45,9 @@ def pack_frame(payload: bytes, version: int = VERSION) -> bytes:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise FrameError(f"a payload of {len(payload)} bytes is longer than {MAX_PAYLOAD_BYTES}")
     return _HEADER.pack(MAGIC, version, len(payload)) + payload
+
+
+GOODBYE: Final = pack_frame(b"")
 
 
 def unpack_header(header: bytes) -> FrameHeader:

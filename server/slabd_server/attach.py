@@ -6,8 +6,8 @@ engine's decision. The peer's credentials are those the kernel recorded when it 
 another's.
 
 It must not trust a byte it is sent: a handshake that is late, malformed, too long or of another version is refused with
-an answer that says so, and costs nobody else anything. After the hello a client has nothing to say. What it writes all
-the same is thrown away, no faster than a gulp every now and then, and mentioned once.
+an answer that says so, and costs nobody else anything. After the hello a client has nothing to say but goodbye. What it
+writes all the same is thrown away, no faster than a gulp every now and then, and mentioned once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from slabd_proto.attach import (
+    GOODBYE,
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     FrameError,
@@ -253,17 +254,19 @@ class AttachServer:
         watched = self._connections[session]
         if watched.socket is None:
             return
-        try:
-            data = watched.socket.recv(_GULP_BYTES)
-        except (BlockingIOError, InterruptedError):
+        data = _receive(watched.socket)
+        closed = data == GOODBYE
+        if closed:
+            data = _receive(watched.socket)
+        if data == b"":
+            self._drop_socket(session)
+            done = self._engine.hang_up(session, now=self._dispatcher.now(), closed=closed)
+            self._dispatcher.perform(done.effects)
             return
-        except ConnectionError:
-            data = b""
+        if closed:
+            self._dispatcher.perform(self._engine.goodbye(session, now=self._dispatcher.now()).effects)
         if data:
             self._ignore(session, watched, watched.socket)
-            return
-        self._drop_socket(session)
-        self._dispatcher.perform(self._engine.hang_up(session, now=self._dispatcher.now()).effects)
 
     def _ignore(self, session: SessionId, watched: _Connection, connection: socket.socket) -> None:
         if not watched.babbles:
@@ -301,6 +304,16 @@ class AttachServer:
             self._loop.remove_reader(watched.pidfd)
             os.close(watched.pidfd)
             watched.pidfd = None
+
+
+def _receive(connection: socket.socket) -> bytes | None:
+    """Return what there is to read: nothing at a hang-up, None before anything has come."""
+    try:
+        return connection.recv(_GULP_BYTES)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except ConnectionError:
+        return b""
 
 
 def identify(connection: socket.socket) -> tuple[Peer, int]:

@@ -152,7 +152,7 @@ class HeapConfig:
         Choice(tuple(_REMOTE)),
         default="read-write",
         help="What sessions over gRPC alone may do, which map nothing and for which nobody vouches. Has to be set when "
-        "socket_mode lets other users connect.",
+        "socket_mode, or TCP without client certificates, lets other users connect.",
         section=_HEAPS_SECTION,
     )
     handle_ttl_seconds: float = option(

@@ -319,7 +319,7 @@ def test_tcp_with_client_certificates(tmp_path: Path) -> None:
 
 def test_plain_tcp_has_no_operators() -> None:
     """Over plain TCP clients may lease, but AdminService and anonymous statistics are refused."""
-    with DaemonProcess("--listen", "127.0.0.1:0") as daemon:
+    with DaemonProcess("--listen", "127.0.0.1:0", "--remote", "read-write") as daemon:
         _, address = daemon.status().addresses
         with grpc.insecure_channel(address) as channel:
             pool = pool_pb2_grpc.PoolServiceStub(channel)
@@ -339,10 +339,10 @@ def test_plain_tcp_has_no_operators() -> None:
 
 def test_no_two_daemons_share_a_tcp_port() -> None:
     """A second daemon is refused a port that is taken, instead of sharing its clients."""
-    with DaemonProcess("--listen", "127.0.0.1:0") as daemon, DaemonProcess() as other:
+    with DaemonProcess("--listen", "127.0.0.1:0", "--remote", "read-write") as daemon, DaemonProcess() as other:
         _, address = daemon.status().addresses
         other.terminate()
-        assert "--listen" in refused("--runtime-dir", other.address, "--listen", address)
+        assert "--listen" in refused("--runtime-dir", other.address, "--listen", address, "--remote", "off")
 
 
 def test_a_daemon_ends_with_its_parent(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_leftovers(clear: str, found: set[int]) -> None:
 
 def test_a_stranger_finds_nothing() -> None:
     """A session over gRPC alone, which no user vouches for, is a stranger: what others left is cleared."""
-    with DaemonProcess("--listen", "127.0.0.1:0") as daemon:
+    with DaemonProcess("--listen", "127.0.0.1:0", "--remote", "read-write") as daemon:
         with slabd.connect(daemon.address) as pool, pool.lease(16 * MIB) as lease:
             lease.view[:] = b"\x07" * (16 * MIB)
         _, address = daemon.status().addresses

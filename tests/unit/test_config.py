@@ -153,7 +153,7 @@ def test_a_switch_can_be_turned_off_again() -> None:
 
 def test_a_list_flag_may_be_repeated_or_have_commas() -> None:
     """Both ways mix, in order."""
-    config = load_config(["--listen", "127.0.0.1:1,localhost:2", "--listen", "[::1]:3"], {})
+    config = load_config(["--listen", "127.0.0.1:1,localhost:2", "--listen", "[::1]:3", "--remote=off"], {})
     assert config.listen == (TcpAddress("127.0.0.1", 1), TcpAddress("localhost", 2), TcpAddress("::1", 3))
     assert [str(address) for address in config.listen] == ["127.0.0.1:1", "localhost:2", "[::1]:3"]
 
@@ -273,18 +273,19 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.org:1"])
 def test_other_machines_are_served_without_tls_only_on_demand(address: str) -> None:
     """Plain TCP beyond loopback needs TLS or a word."""
-    (found,) = problems("--listen", address)
+    (found,) = problems("--listen", address, "--remote=read-only")
     assert found.startswith(f"--listen: '{address}' would serve other machines without TLS")
     assert "--allow-insecure-listen" in found
     tls = ["--tls-cert=/c", "--tls-key=/k"]
     for more in (["--allow-insecure-listen"], tls):
-        assert [*map(str, load_config(["--listen", address, *more], {}).listen)] == [address]
+        config = load_config(["--listen", address, "--remote=read-only", *more], {})
+        assert [*map(str, config.listen)] == [address]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.1.2.3:0", "[::1]:1", "localhost:1", "LOCALHOST:1"])
 def test_loopback_needs_no_tls(address: str) -> None:
-    """Nobody else can reach it."""
-    assert str(load_config(["--listen", address], {}).listen[0]) == address
+    """No other machine can reach it."""
+    assert str(load_config(["--listen", address, "--remote=read-write"], {}).listen[0]) == address
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_loopback_needs_no_tls(address: str) -> None:
 )
 def test_tls_files_come_together(argv: list[str], problem: str) -> None:
     """A certificate without its key, a key alone, and an authority alone are refused."""
-    assert problems("--listen=localhost:1", *argv) == [problem]
+    assert problems("--listen=localhost:1", "--remote=off", *argv) == [problem]
 
 
 def test_tls_without_an_address_has_no_effect_and_says_so() -> None:
@@ -308,9 +309,12 @@ def test_tls_without_an_address_has_no_effect_and_says_so() -> None:
 
 def test_an_address_is_given_once() -> None:
     """Twice the same port, or that of the metrics, could not be bound; port 0 is a new one each time."""
-    assert problems("--listen=127.0.0.1:1,127.0.0.1:1") == ["--listen: '127.0.0.1:1' is given twice"]
-    assert problems("--listen=127.0.0.1:9464") == ["--listen: '127.0.0.1:9464' is the address of the metrics already"]
-    assert len(load_config(["--listen=127.0.0.1:0,127.0.0.1:0", "--metrics-listen=127.0.0.1:0"], {}).listen) == 2
+    found = problems("--remote=off", "--listen=127.0.0.1:1,127.0.0.1:1")
+    assert found == ["--listen: '127.0.0.1:1' is given twice"]
+    found = problems("--remote=off", "--listen=127.0.0.1:9464")
+    assert found == ["--listen: '127.0.0.1:9464' is the address of the metrics already"]
+    config = load_config(["--remote=off", "--listen=127.0.0.1:0,127.0.0.1:0", "--metrics-listen=127.0.0.1:0"], {})
+    assert len(config.listen) == 2
 
 
 def test_the_metrics_can_be_off() -> None:
@@ -333,6 +337,16 @@ def test_a_socket_open_to_others_needs_a_word_on_remote(mode: str) -> None:
     assert "say what they may do with heap default: remote = off" in found
     for remote in ("off", "read-only", "read-write"):
         assert load_config([f"--socket-mode={mode}", f"--remote={remote}"], {}).heaps[0].remote == remote
+
+
+def test_tcp_without_client_certificates_needs_a_word_on_remote() -> None:
+    """On loopback too: every user of the machine may connect there."""
+    (found,) = problems("--listen=127.0.0.1:1")
+    assert found.startswith("--listen: '127.0.0.1:1' lets other users connect")
+    (found,) = problems("--listen=127.0.0.1:1", "--tls-cert=/c", "--tls-key=/k")
+    assert "nobody vouches for them" in found
+    tls = ["--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/ca"]
+    assert load_config(["--listen=127.0.0.1:1", *tls], {}).heaps[0].remote == "read-write"
 
 
 @pytest.mark.parametrize("argv", [["--socket-mode=0600"], ["--socket-mode=0700"], ["--admin-socket-mode=0666"]])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from slabd_server.config import Config
 
-TLS = ("--listen=127.0.0.1:0", "--tls-cert", "{0}/a.crt", "--tls-key", "{0}/a.key")
+TLS = ("--remote=off", "--listen=127.0.0.1:0", "--tls-cert", "{0}/a.crt", "--tls-key", "{0}/a.key")
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,9 @@ def test_check_config_shows_every_value_and_its_source(
 ) -> None:
     """As a table for people."""
     monkeypatch.setenv("SLABD_HEAP_SIZE", "64MiB")
-    assert command.main(["check-config", "--listen=127.0.0.1:0", "--admin-socket-mode=660"]) == ExitCode.OK
+    assert (
+        command.main(["check-config", "--listen=127.0.0.1:0", "--admin-socket-mode=660", "--remote=off"]) == ExitCode.OK
+    )
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     for row in (
         ["OPTION", "VALUE", "FROM"],

@@ -115,10 +115,18 @@ class Engine:
         """
         return Done(self._lifecycle.close(self.sessions.recognise(key), now=now))
 
-    def hang_up(self, session_id: SessionId, *, now: float) -> Done:
-        """Note that a session's connection is gone. A session that has ended already is no error."""
+    def hang_up(self, session_id: SessionId, *, now: float, closed: bool = False) -> Done:
+        """Note that a session's connection is gone. A session that has ended already is no error.
+
+        With `closed` its client had said before that it will not touch its blocks again.
+        """
         session = self.sessions.find(session_id)
-        return Done() if session is None else Done(self._lifecycle.hang_up(session, now=now))
+        return Done() if session is None else Done(self._lifecycle.hang_up(session, now=now, closed=closed))
+
+    def goodbye(self, session_id: SessionId, *, now: float) -> Done:
+        """Note that a session's client will not touch its blocks again, while its connection is still held."""
+        session = self.sessions.find(session_id)
+        return Done() if session is None else Done(self._lifecycle.close(session, now=now))
 
     def process_gone(self, session_id: SessionId, *, now: float) -> Done:
         """Note that a session's process has exited. Children may live on with its connection and its mapping."""

@@ -104,18 +104,23 @@ class Lifecycle:
         The client has let go of its connection before it says so. If that has not hung up, a forked child inherited it,
         and with it the mapping.
         """
-        session.cause = session.cause or EndCause.CLOSED
-        session.closed = True
+        self._note_closed(session)
         if session.attached and not session.hung_up:
             return self._quarantine(session, "its client has closed it", now=now)
-        return self.end(session, session.cause, now=now)
+        return self.end(session, session.cause or EndCause.CLOSED, now=now)
 
-    def hang_up(self, session: Session, *, now: float) -> Effects:
-        """Note that a session's connection is gone."""
+    def hang_up(self, session: Session, *, now: float, closed: bool = False) -> Effects:
+        """Note that a session's connection is gone; `closed` if its client had closed it before."""
         session.hung_up = True
+        if closed:
+            self._note_closed(session)
         if session.process_gone or session.closed or not session.attached:
             return self.end(session, session.cause or EndCause.CLIENT_DIED, now=now)
         return self._quarantine(session, "its connection has hung up", now=now)
+
+    def _note_closed(self, session: Session) -> None:
+        session.cause = session.cause or EndCause.CLOSED
+        session.closed = True
 
     def process_gone(self, session: Session, *, now: float) -> Effects:
         """Note that a session's process has exited."""

@@ -75,17 +75,22 @@ def heap_contradictions(settings: Settings) -> Iterable[Problem]:
 def remote_contradictions(settings: Settings, heaps: Mapping[str, Settings]) -> Iterable[Problem]:
     """List the heaps of which nobody has said what other users may do with them over gRPC alone.
 
-    A socket for the owner only vouches for its callers. One that lets others in does not: gRPC cannot ask who they are,
-    so allow_uids and its like, which hold for the attach socket, do not hold for them.
+    A socket for the owner only vouches for its callers, and so does a certificate. A socket that lets others in does
+    not, nor does TCP, even on loopback: gRPC cannot ask who they are, so allow_uids and its like, which hold for the
+    attach socket, do not hold for them.
     """
-    mode = settings["socket_mode"]
-    if not mode.value & _OTHERS:
+    mode, listen = settings["socket_mode"], settings["listen"]
+    if mode.value & _OTHERS:
+        door = mode
+    elif listen.value and settings["tls_client_ca"].value is None:
+        door = listen
+    else:
         return
     for name, heap in heaps.items():
         remote = heap["remote"]
         if remote.is_default and remote.value != "off":
             yield Problem(
-                mode.source,
-                f"{mode.words!r} lets other users connect, and over gRPC alone nobody vouches for them: say what they "
+                door.source,
+                f"{door.words!r} lets other users connect, and over gRPC alone nobody vouches for them: say what they "
                 f"may do with heap {name}: remote = off (attached clients are not concerned), read-only or read-write",
             )

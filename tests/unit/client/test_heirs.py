@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slabd.descriptors import Descriptor
 from slabd.heirs import Heirs
 from slabd.holding import BlockName, GrantedBlock
 
@@ -20,11 +21,11 @@ def block(serial: int) -> GrantedBlock:
 
 def fork(parent: Heirs, last: int) -> Heirs:
     """Return what the parent's `Heirs` would be in a child: with descriptors of its own for the same pipe."""
-    parent.about_to_fork()
+    parent.about_to_fork(leaving=True)
     assert parent._pipe is not None
     child = Heirs()
     ear, mouth = parent._pipe
-    child._pipe = (os.dup(ear), os.dup(mouth))
+    child._pipe = Descriptor(os.dup(ear.number)), Descriptor(os.dup(mouth.number))
     parent.has_forked(last)
     child.inherit()
     return child
@@ -79,7 +80,7 @@ def test_without_a_descriptor_blocks_are_kept_for_good(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "pipe2", refuse)
     parent = Heirs()
-    parent.about_to_fork()
+    parent.about_to_fork(leaving=True)
     parent.has_forked(5)
     assert parent.keep(block(5))
     assert (parent.is_due(), parent.due(), parent.keeping) == (False, [], True)
@@ -87,11 +88,41 @@ def test_without_a_descriptor_blocks_are_kept_for_good(monkeypatch: pytest.Monke
     assert not parent.keeping
 
 
-def test_a_fork_that_was_not_prepared_leaves_nothing() -> None:
-    """A process without blocks has nothing to leave."""
+def test_a_process_without_blocks_leaves_nothing() -> None:
+    """No descriptor is opened for it, and nothing is kept."""
+    pipes = open_pipes()
     parent = Heirs()
+    parent.about_to_fork(leaving=False)
     parent.has_forked(5)
     assert not parent.may_touch(1)
+    assert open_pipes() == pipes
+
+
+def test_forking_again_and_again_takes_no_descriptors() -> None:
+    """Those of children that are done are closed at the next fork, though nobody gave a block back."""
+    pipes = open_pipes()
+    parent = Heirs()
+    for _ in range(20):
+        fork(parent, last=5).renounce()
+        assert open_pipes() <= pipes + 1
+    parent.close()
+    assert open_pipes() == pipes
+
+
+def test_a_number_that_became_another_file_is_left_alone(tmp_path: Path) -> None:
+    """A daemonised child closes all descriptors; what opens at their numbers later is its own."""
+    parent = Heirs()
+    child = fork(parent, last=5)
+    assert child._mouth is not None
+    number = child._mouth.number
+    os.close(number)
+    with (tmp_path / "own").open("w") as own:
+        os.dup2(own.fileno(), number)
+    child.renounce()
+    os.write(number, b"still open")
+    os.close(number)
+    assert parent.is_due() is False
+    parent.close()
 
 
 def test_closing_lets_go_of_the_pipes() -> None:
@@ -110,7 +141,7 @@ def test_a_child_forgets_the_forks_before_its_own() -> None:
     pipes = open_pipes()
     parent = Heirs()
     elder = fork(parent, last=5)
-    parent.about_to_fork()
+    parent.about_to_fork(leaving=True)
     parent.inherit()  # now it is the younger child
     assert not parent.may_touch(1)
     assert open_pipes() == pipes + 2

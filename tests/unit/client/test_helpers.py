@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slabd.helpers import call_safely, cancel_by
+from slabd.helpers import call_safely, cancel_by, insist
 
 if TYPE_CHECKING:
     from types import FrameType
+
+
+WAIT_SECONDS = 60.0
 
 
 class Alarm(Exception):  # what a signal handler raises
@@ -98,3 +101,63 @@ def test_an_interrupt_cancels_what_can_be_cancelled() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert cancelled.wait(10)
+
+
+def test_what_is_insisted_on_is_done_once_and_to_its_end() -> None:
+    """A storm of signals whose handler raises neither cuts it short nor makes it happen twice."""
+    begun: list[int] = []
+    done: list[int] = []
+
+    def work() -> None:
+        begun.append(len(begun))
+        time.sleep(0.002)
+        done.append(len(done))
+
+    def strike(_number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not insist.__code__:
+            frame = frame.f_back
+        if frame is not None:
+            raise Alarm
+
+    before = signal.signal(signal.SIGALRM, strike)
+    struck = 0
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(100):
+            try:
+                insist(work)
+            except Alarm:  # before its first step, or after its last
+                struck += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert begun == done == list(range(len(done)))
+    assert len(done) >= 100 - struck
+
+
+def test_what_is_insisted_on_may_fail() -> None:
+    """Its error is the caller's."""
+
+    def work() -> None:
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError, match="gone"):
+        insist(work)
+
+
+def test_an_interrupt_that_was_held_off_comes_later() -> None:
+    """It is delivered again when the work is done, and ends what the main thread does then."""
+    held: list[bool] = []
+
+    def work() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.01)
+        held.append(True)
+
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at any moment from here on
+        insist(work)
+        assert held
+        time.sleep(WAIT_SECONDS)
+    assert held == [True]
