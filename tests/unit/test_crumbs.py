@@ -62,6 +62,21 @@ def test_what_everybody_has_read_is_forgotten() -> None:
     assert (crumbs.unread(fast), crumbs.unread(slow)) == ({50}, {50})
 
 
+def test_a_little_that_everybody_has_read_is_kept() -> None:
+    """To move the others up for less than half of the log would cost more than the pages in it."""
+    crumbs = Crumbs()
+    fast, slow = crumbs.make(1, 0), crumbs.make(2, 0)
+    for page in range(3):
+        crumbs.note(page)
+    crumbs.unread(slow)
+    for page in range(3, 8):
+        crumbs.note(page)
+    crumbs.unread(fast)
+    assert crumbs.log == list(range(8))
+    assert crumbs.pending(slow) == set(range(3, 8))
+    crumbs.check()
+
+
 def test_an_index_that_idles_is_let_go() -> None:
     """After as many pages as it cost, and ten; one that reads stays; at last nobody is left to read."""
     crumbs = Crumbs()
@@ -78,6 +93,18 @@ def test_an_index_that_idles_is_let_go() -> None:
     crumbs.check()
 
 
+def test_each_index_idles_for_as_long_as_it_cost() -> None:
+    """One that cost a page more outlives the other by a page."""
+    crumbs = Crumbs()
+    crumbs.make(1, 0)
+    crumbs.make(2, 1)
+    left = []
+    for page in range(12):
+        crumbs.note(page)
+        left.append(sorted(crumbs.indexes))
+    assert left == [[1, 2]] * 10 + [[2], []]
+
+
 def _file_nothing(crumbs: Crumbs) -> None:
     crumbs.indexes[1].rooms[5] = 0
     crumbs.indexes[1]._fits.add(5, 0)
@@ -88,7 +115,13 @@ def _forget_a_room(crumbs: Crumbs) -> None:
 
 
 def _read_too_much(crumbs: Crumbs) -> None:
-    crumbs.indexes[1].read = 4
+    crumbs.indexes[1].read += 4
+    crumbs._due += 4
+
+
+def _read_less_than_nothing(crumbs: Crumbs) -> None:
+    crumbs.indexes[1].read -= 1
+    crumbs._due -= 1
 
 
 def _read_nothing_for_long(crumbs: Crumbs) -> None:
@@ -103,6 +136,7 @@ BREAKS: list[Callable[[Crumbs], None]] = [
     _file_nothing,
     _forget_a_room,
     _read_too_much,
+    _read_less_than_nothing,
     _read_nothing_for_long,
     _look_too_late,
 ]

@@ -12,6 +12,7 @@ from slabd_server.core.decay import DecayingExtents
 from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import Extents, FitIndex, IntSet
 from slabd_server.core.memory import FixedMemory
+from slabd_server.core.spare import EACH, LOOSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -293,3 +294,19 @@ def test_the_fit_index_does_not_walk_over_tombstones() -> None:
         index.remove(start, 1)
     assert index.best(1) == 0
     assert list(index.ranges[1]) == [0]
+
+
+def test_tidying_looks_at_some_lengths_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many lengths none has many ranges, and to look at all of them would cost as much as there are ranges."""
+    looks = list[int]()
+
+    def look(starts: dict[int, None], limit: int) -> dict[int, None]:
+        looks.append(limit)
+        return starts
+
+    monkeypatch.setattr(module, "without_spare", look)
+    index = FitIndex()
+    for length in range(1, 2 * EACH):
+        index.add(0, length)
+    index.tidy()
+    assert looks == [LOOSE] * EACH

@@ -12,6 +12,7 @@ from tests.unit.test_heap import fill, state
 from slabd_server.core import crumbs
 from slabd_server.core.errors import Fragmented, InvariantBroken, NoMemory, OutOfMemory, UnknownBlock
 from slabd_server.core.heap import ClassStats, Heap
+from slabd_server.core.last_resort import Seeker
 from slabd_server.core.patch import Middle, Patch
 from slabd_server.core.sizes import PAGE, QUANTUM, SizeClasses
 from slabd_server.core.slab import Slab
@@ -127,6 +128,17 @@ def test_a_block_may_begin_on_a_page_and_end_inside_of_one() -> None:
     assert kinds_of(heap) == [Patch, Middle, Patch, int]
     heap.check()
     assert heap.free(0) == 3 * PAGE + 2048
+    heap.check()
+
+
+@pytest.mark.parametrize("whole", [1, 2, 3])
+def test_a_block_may_begin_inside_of_a_page_and_end_with_one(whole: int) -> None:
+    """That page it has whole, so that it is no patch."""
+    heap = heap_of((0, 2048), ((1 + whole) * PAGE, SMALL - (1 + whole) * PAGE))
+    assert heap.grant(whole * PAGE + 2048) == (2048, whole * PAGE + 2048)
+    assert kinds_of(heap) == [Patch, Middle, int]
+    heap.check()
+    assert heap.free(2048) == whole * PAGE + 2048
     heap.check()
 
 
@@ -313,6 +325,24 @@ def test_an_index_that_idles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heap._ground.crumbs is None
 
 
+def test_an_index_idles_for_as_many_changes_as_it_cost_to_make() -> None:
+    """A look at each slab, a sixteenth of one at each page that is owned, and patience."""
+    heap = Heap(1 << 20)
+    offsets = fill(heap, 64)
+    for offset in (offsets[10], offsets[20]):
+        heap.free(offset)
+    index = Seeker(heap._ground, 1).index()
+    assert index.limit == heap.classes()[1].slabs + 256 // 16 + crumbs.MIN_IDLE
+
+
+@pytest.mark.parametrize(("used", "taken"), [(2 * PAGE, 3), (2 * PAGE + 2048, 1)], ids=["before", "behind"])
+def test_the_room_of_a_slab_has_bytes_of_its_own(used: int, taken: int) -> None:
+    """A free page beside it is none of it, when what lies there of the slab is in use."""
+    heap = heap_of((0, PAGE), (used, 2048), (taken * PAGE, PAGE), (4 * PAGE, 4 * PAGE))
+    seeker = Seeker(heap._ground, 1)
+    assert [seeker.room_of(holder) for holder in heap._ground.holders()] == [2048 // QUANTUM]
+
+
 def refused(heap: Heap, size: int, alignment: int = 1) -> None:
     """Ask in vain, so that the index exists and has read all there is."""
     with pytest.raises(NoMemory):
@@ -392,6 +422,16 @@ def test_added_memory_behind_a_slab_is_found() -> None:
     assert heap.grant(PAGE + 2048) == (7 * PAGE + 2048, PAGE + 2048)
 
 
+def test_added_memory_behind_free_pages_is_found() -> None:
+    """The slab before them has a longer run too."""
+    heap = heap_of((0, 6 * PAGE), (6 * PAGE, 2048))
+    Seeker(heap._ground, 1).index()
+    heap.add_memory(PAGE)
+    heap.check()
+    assert heap.grant(2 * PAGE + 2048) == (6 * PAGE + 2048, 2 * PAGE + 2048)
+    heap.check()
+
+
 def test_new_slabs_and_what_shedding_leaves_are_found() -> None:
     """A slab made after the index, and the pieces of one that has given pages back: `check()` knows what is due."""
     heap = Heap(1 << 20)
@@ -403,6 +443,14 @@ def test_new_slabs_and_what_shedding_leaves_are_found() -> None:
     for size in (200, 100, 700):
         fill(heap, size)
         refused(heap, 4096)
+
+
+def test_a_slab_is_known_by_its_first_page_only() -> None:
+    """What was filed for a slab that has gone is not taken for the room of one that has its page now."""
+    heap = heap_of((0, 3072), (3072, 3072), (2 * PAGE, 6 * PAGE), kind="fine")
+    slab = heap._ground.owners[1]
+    assert [Seeker(heap._ground, 1).holder(page) for page in range(3)] == [slab, None, None]
+    assert list(heap._ground.holders()) == [slab]
 
 
 def test_an_entry_that_is_too_high_is_filed_anew() -> None:
@@ -435,6 +483,15 @@ def test_odd_blocks_are_adopted_in_any_order(order: tuple[int, ...]) -> None:
     assert heap.grant(SMALL) == (0, SMALL)
 
 
+@pytest.mark.parametrize("order", list(permutations(range(4))), ids=str)
+def test_slots_across_pages_are_adopted_into_one_slab(order: tuple[int, ...]) -> None:
+    """Four of 3072 bytes in three pages, whichever comes first: a slab grows at either end, and two become one."""
+    heap = heap_of(*((3072 * slot, 3072) for slot in order), kind="fine")
+    assert kinds_of(heap) == [Slab] * 3
+    assert heap.classes()[-3] == ClassStats(3072, 1, 4, 0)
+    assert sorted(heap.blocks()) == [(3072 * slot, 3072) for slot in range(4)]
+
+
 def test_a_slot_off_its_alignment_is_adopted_exactly() -> None:
     """It came from the last resort. A slab of its phase would serve blocks off their alignment for ever."""
     heap = heap_of((16, 64))
@@ -452,6 +509,27 @@ def test_idle_pages_of_slabs_are_free_to_adopt(block: tuple[int, int]) -> None:
     heap.adopt(*block)
     heap.check()
     assert heap.free(block[0]) == block[1]
+    heap.check()
+
+
+def test_whole_pages_that_were_idle_are_adopted_as_a_range() -> None:
+    """They have gone back by then, so that no patch is needed."""
+    heap = heap_of((PAGE, 7 * PAGE))
+    heap.free(heap.grant(1024).offset)
+    assert (kinds_of(heap), heap.free_bytes) == ([Slab, int], 0)
+    heap.adopt(0, PAGE)
+    assert kinds_of(heap) == [int, int]
+    assert heap.classes()[-1] == ClassStats(PAGE, 1, 1, 0)
+    heap.check()
+
+
+def test_a_slab_of_many_pages_gives_them_back_once() -> None:
+    """However many of its idle pages the block has."""
+    heap = heap_of(kind="fine")
+    heap.free(heap.grant(3072).offset)
+    assert kinds_of(heap) == [Slab] * 3
+    heap.adopt(0, 2 * PAGE)
+    assert (kinds_of(heap), heap.free_bytes) == ([int], 6 * PAGE)
     heap.check()
 
 
@@ -493,6 +571,11 @@ def _make_a_slab_of_the_last_page(heap: Heap) -> None:
     heap._ground.owners[3] = heap._ground.classes[64].add(3, 1)
 
 
+def _begin_in_no_patch(heap: Heap) -> None:
+    patch: Any = heap._ground.owners[0]
+    patch.blocks[5 * PAGE] = patch.blocks.pop(2048)
+
+
 def _free_a_quantum(heap: Heap) -> None:
     patch: Any = heap._ground.owners[0]
     patch.used ^= 1 << 255
@@ -521,6 +604,7 @@ BREAKS: list[Callable[[Heap], None]] = [
     _own_a_page_of_the_middle,
     _lose_the_last_patch,
     _make_a_slab_of_the_last_page,
+    _begin_in_no_patch,
     _free_a_quantum,
     _know_less_room,
     _forget_the_log,
@@ -534,4 +618,20 @@ def test_check_sees_each_broken_invariant(damage: Callable[[Heap], None]) -> Non
     refused(heap, 144)
     damage(heap)
     with pytest.raises(InvariantBroken, match=r"\d"):
+        heap.check()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "size"),
+    [([(0, 2048), (3 * PAGE + 2048, 2048), REST], 3 * PAGE), ([(0, 7 * PAGE), (7 * PAGE, 2048)], 2048)],
+    ids=["across pages", "the last"],
+)
+def test_check_sees_a_room_that_is_not_known(blocks: list[tuple[int, int]], size: int) -> None:
+    """Be the run in two slabs and the free pages between, or at the end of the heap."""
+    heap = heap_of(*blocks)
+    index = Seeker(heap._ground, 1).index()
+    heap.check()
+    for page in tuple(index.rooms):
+        index.file(page, size // QUANTUM - 1)
+    with pytest.raises(InvariantBroken, match=f"a room of {size // QUANTUM} quanta"):
         heap.check()

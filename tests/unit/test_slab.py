@@ -252,6 +252,7 @@ def test_pages_are_widened_to_whole_slots_in_use() -> None:
     cls.mark(slab, 3072)  # pages 0 and 1
     cls.mark(slab, 6144)  # pages 1 and 2
     cls.mark(slab, 9216)  # to the end of page 2
+    cls.mark(slab, 12288)  # from the begin of page 3 on
     cls.mark(slab, 15360)  # pages 3 and 4
     assert [slab.widened(page, page + 1) for page in range(6)] == [(0, 3), (0, 3), (0, 3), (3, 5), (3, 5), (5, 6)]
 

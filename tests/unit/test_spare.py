@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from slabd_server.core.extents import Extents
 from slabd_server.core.heap import Heap
 from slabd_server.core.sizes import PAGE
 from slabd_server.core.spare import EACH, LOOSE, TIGHT, without_spare
+
+if TYPE_CHECKING:
+    import pytest
 
 MANY = 50_000
 
@@ -29,6 +33,31 @@ def test_a_small_dictionary_is_left_alone() -> None:
     for key in range(999):
         del table[key]
     assert without_spare(table, LOOSE) is table
+
+
+def test_half_of_a_dictionary_is_not_worth_it_and_a_quarter_is() -> None:
+    """The looser limit spares tables that have only grown, and none that is mostly spare."""
+    table = dict.fromkeys(range(MANY), "x")
+    for key in range(MANY // 2):
+        del table[key]
+    assert without_spare(table, LOOSE) is table
+    for key in range(MANY // 2, MANY * 3 // 4):
+        del table[key]
+    assert without_spare(table, LOOSE) is not table
+
+
+def test_a_dictionary_that_grew_too_far_is_made_anew() -> None:
+    """Where items come and go it takes places for those that went, too; a plain copy would keep these."""
+    table = dict.fromkeys(range(30_000), "x")
+    for key in range(30_000):
+        if sys.getsizeof(table) > TIGHT * len(table) + (64 << 10):
+            break
+        del table[key]
+        table[key + 30_000] = "x"
+    fresh = without_spare(table, TIGHT)
+    assert fresh is not table
+    assert sys.getsizeof(fresh) <= TIGHT * len(fresh)
+    assert list(fresh.items()) == list(table.items())
 
 
 def test_a_table_made_anew_stays_for_a_while() -> None:
@@ -78,3 +107,36 @@ def test_slabs_that_give_their_pages_back_take_no_more_room() -> None:
             heap.free(offset)
     assert sys.getsizeof(heap._ground.owners) < 512 << 10
     heap.check()
+
+
+def test_adopted_slabs_that_go_whole_take_no_more_room() -> None:
+    """A page each, with a slot in it: nothing is left of them, and still they count when they go."""
+    heap = Heap(1 << 30)
+    for page in range(MANY // 2):
+        heap.adopt(page * PAGE, 2048)
+    for page in range(MANY // 2):
+        heap.free(page * PAGE)
+    assert sys.getsizeof(heap._ground.owners) < 512 << 10
+    heap.check()
+
+
+def test_patches_that_have_gone_take_no_more_room() -> None:
+    """They count as well, and the next range that is granted or freed makes the heap look."""
+    heap = Heap(1 << 30)
+    for page in range(MANY // 2):
+        heap.adopt(page * PAGE + 16, 64)
+    for page in range(MANY // 2):
+        heap.free(page * PAGE + 16)
+    heap.free(heap.grant(PAGE).offset)
+    assert sys.getsizeof(heap._ground.owners) < 512 << 10
+    heap.check()
+
+
+def test_the_tables_are_looked_at_once_in_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look costs as much as a table has items: there is one after `EACH` changes, and then none for as many."""
+    looks = list[int]()
+    monkeypatch.setattr(Extents, "tidy", lambda extents: looks.append(extents.free_pages))
+    heap = Heap(1 << 20)
+    for _ in range(5 * (EACH + 1)):
+        heap.free(heap.grant(2 * PAGE).offset)
+    assert len(looks) == 10
