@@ -97,7 +97,7 @@ def test_unusable_options(tmp_path: Path) -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert "--metrics-listen" in refused(*where, "--metrics-listen", address)
-        assert "--listen" in refused(*where, "--listen", address)
+        assert "--listen" in refused(*where, "--listen", address, "--remote", "off")
 
 
 def test_sigterm_waits_for_what_is_held(daemon: DaemonProcess, puppet: Callable[..., Puppet]) -> None:

@@ -17,9 +17,11 @@ from tests.fixtures.engines import KIB, World
 
 from slabd_server.core import inspection
 from slabd_server.core.errors import CoreError, OutOfMemory, TooLarge
+from slabd_server.core.ledger import Flag, Kind
 from slabd_server.core.purposes import NO_PURPOSE
 from slabd_server.core.records import (
     Block,
+    BlockRef,
     Effects,
     Handle,
     Leased,
@@ -243,6 +245,26 @@ class EngineMachine(RuleBasedStateMachine):
             kept = self.model[info.block.ref]
             assert (info.session, info.pending_opens) == (kept.owner, kept.pending)
             assert set(info.opened_by) == set(+kept.holds)
+
+    @invariant()
+    def the_ledger_is_the_models(self) -> None:
+        """Whoever rebuilt the heap from its ledger would know every keeper: owners, promises, opens and sessions."""
+        records = dict(self.world.heap.books.ledger.records())
+        blocks = {(slot, record.generation): record for slot, record in records.items() if record.kind is Kind.BLOCK}
+        assert set(blocks) == set(self.model)
+        for ref, record in blocks.items():
+            kept = self.model[BlockRef(*ref)]
+            assert (record.a, record.b, record.c) == (kept.block.offset, kept.block.size, kept.block.requested_size)
+            assert (record.session or None, record.pending) == (kept.owner, kept.pending)
+            assert bool(record.flags & Flag.TRANSFER) == (kept.transfer and kept.pending > 0)
+        holds = [(record.a, record.session, record.b) for record in records.values() if record.kind is Kind.HOLD]
+        assert sorted(holds) == sorted(
+            (kept.block.ref.slot, session, opens)
+            for kept in self.model.values()
+            for session, opens in (+kept.holds).items()
+        )
+        sessions = {record.session for record in records.values() if record.kind is Kind.SESSION}
+        assert sessions == {session.id for session in self.world.engine.sessions}
 
     @invariant()
     def the_head_waits_for_a_reason(self) -> None:

@@ -18,7 +18,10 @@ Invariants, with B the set of granted blocks:
     used_bytes + available_bytes == total_bytes
     sum(state_bytes) + free_bytes + slab_free_bytes == total_bytes
     sum(size of b in B) == allocator.used_bytes,   and no two blocks of B overlap
-    a slot is in its owner's chain, or in `orphans` when it has none
+    a slot of B is in its owner's chain, or in `orphans` when it has none
+    `holds` and the ledger's HOLD records say the same
+    only slots of B have holds, a state or a purpose, and each of them has a state
+    a session whose states lag behind is in quarantine
 
 Nothing here decides who may do what; `engine` and `shares` do. No method fails once it has begun to change something.
 """
@@ -39,6 +42,7 @@ from slabd_server.core.tallies import Tallies, count_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from slabd_server.core.accounts import Account
     from slabd_server.core.cleaner import Cleaner
@@ -275,6 +279,16 @@ class Books:
 
     # -- quarantine
 
+    @property
+    def quarantined(self) -> AbstractSet[SessionId]:
+        """The sessions in quarantine, and those that were when they began to end."""
+        return self._quarantined
+
+    @property
+    def lagging(self) -> AbstractSet[SessionId]:
+        """Those of them whose blocks' states lag behind."""
+        return self._lagging
+
     def quarantine(self, account: Account) -> Iterator[None]:
         """Put a session into quarantine; each step of what is returned brings the state of one block up to date.
 
@@ -324,42 +338,78 @@ class Books:
     # -- proof
 
     def check(self) -> int:
-        """Raise InvariantBroken when an invariant does not hold; return how many blocks there are. Linear in them."""
+        """Raise InvariantBroken when an invariant does not hold; return how many blocks there are. Linear in them.
+
+        The two sums of the module's docstring follow from these rows: what the allocator does not use, it has free.
+        """
         self.allocator.check()
         self.ledger.check()
         self.orphans.check()
         self._purposes.check()
         extents: list[tuple[int, int]] = []
         states = [0] * len(BlockState)
-        requested = 0
+        requested = unowned = holds = 0
         for slot, record in self.ledger.records():
-            if record.kind is not Kind.BLOCK:
-                continue
-            extents.append((record.a, record.b))
-            requested += record.c
-            derived = self._derive(slot, record)
-            if self._states[slot] != derived and not self._lags(slot, record):
-                raise InvariantBroken(f"slot {slot} is counted as {self._states[slot]}, its keepers say {derived.name}")
-            states[self._states[slot]] += record.b
-            if not (record.session or record.pending or slot in self.holds):
-                raise InvariantBroken(f"slot {slot} is granted and has no keeper")
+            if record.kind is Kind.HOLD:
+                self._check_hold(slot, record)
+                holds += 1
+            elif record.kind is Kind.BLOCK:
+                states[self._checked_state(slot, record)] += record.b
+                extents.append((record.a, record.b))
+                requested += record.c
+                unowned += not record.session
         _no_overlap(extents, self.total_bytes)
-        used = sum(size for _, size in extents)
         for what, found, counted in (
             ("blocks", len(extents), self.blocks),
-            ("bytes granted", used, self.allocator.used_bytes),
+            ("blocks with a state", len(extents), len(self._states) - self._states.count(_UNGRANTED)),
+            ("blocks without an owner", unowned, len(self.orphans)),
+            ("holds", holds, sum(map(len, self.holds.values()))),
+            ("bytes granted", sum(size for _, size in extents), self.allocator.used_bytes),
             ("bytes requested", requested, self.requested_bytes),
             ("bytes by state", states, self.state_bytes),
-            ("total", self.used_bytes + self.available_bytes, self.total_bytes),
-            (
-                "sum of states",
-                sum(self.state_bytes) + self.allocator.free_bytes + self.allocator.slab_free_bytes,
-                self.total_bytes,
-            ),
         ):
             if found != counted:
                 raise InvariantBroken(f"heap {self.name}: {what}: {found} found, {counted} counted")
+        self._check_strays()
         return len(extents)
+
+    def _checked_state(self, slot: SlotId, record: Record) -> int:
+        counted, derived = self._counted_as(slot), self._derive(slot, record)
+        if counted == _UNGRANTED or (counted != derived and not self._lags(slot, record)):
+            raise InvariantBroken(f"slot {slot} is counted as {counted}, its keepers say {derived.name}")
+        if not (record.session or record.pending or self.holds.get(slot)):
+            raise InvariantBroken(f"slot {slot} is granted and has no keeper")
+        return counted
+
+    def _counted_as(self, slot: int) -> int:
+        return self._states[slot] if slot < len(self._states) else _UNGRANTED
+
+    def _check_hold(self, slot: SlotId, record: Record) -> None:
+        hold = self.holds.get(SlotId(record.a), {}).get(record.session)
+        if hold != Hold(record.b, slot):
+            raise InvariantBroken(
+                f"slot {slot} records {record.b} opens of slot {record.a} by session {record.session}, "
+                f"the books have {hold}"
+            )
+
+    def _check_strays(self) -> None:
+        """Raise InvariantBroken when something is known of what is not granted, as the states tell."""
+        for what, slots in (
+            ("open", self.holds),
+            ("an orphan", self.orphans),
+            ("for a purpose", self._purposes.slots()),
+        ):
+            for slot in slots:
+                if self._counted_as(slot) == _UNGRANTED:
+                    raise InvariantBroken(f"slot {slot} is {what} and not granted")
+        for slot in self.orphans:
+            if owner := self.ledger.get(slot).session:
+                raise InvariantBroken(f"slot {slot} is an orphan and owned by session {owner}")
+        for slot, holders in self.holds.items():
+            if not holders:
+                raise InvariantBroken(f"slot {slot} is open and nobody has it open")
+        if strays := self._lagging - self._quarantined:
+            raise InvariantBroken(f"sessions {sorted(strays)} lag and are not in quarantine")
 
 
 def _no_overlap(extents: list[tuple[int, int]], total: int) -> None:

@@ -98,8 +98,6 @@ class Chain:
                     f"slot {slot} follows {before} in its chain but points back at {self._links.prev[slot]}"
                 )
             before, count = slot, count + 1
-            if count > self._length:
-                break
         if count != self._length or before != self._last:
             raise InvariantBroken(
                 f"a chain of {self._length} slots ending in {self._last} has {count}, ending in {before}"

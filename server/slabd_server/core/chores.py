@@ -37,6 +37,9 @@ class Chores:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def __contains__(self, session: object) -> bool:
+        return session in self._steps
+
     def begin(self, session: SessionId, steps: Iterator[None], *, now: float) -> None:
         """Begin a session's chore, in place of one it may have, and do the first slice."""
         self._steps.pop(session, None)

@@ -29,6 +29,10 @@ class Deadlines(Generic[K]):
     def __len__(self) -> int:
         return len(self._heap)
 
+    def __iter__(self) -> Iterator[tuple[float, K]]:
+        """Walk over all entries, those that mean nothing any more included, in no order."""
+        return ((when, key) for when, _, key in self._heap)
+
     def set(self, when: float, key: K) -> None:
         """Let `key` fall due at `when`."""
         self._count += 1

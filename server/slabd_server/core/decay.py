@@ -9,8 +9,9 @@ Owns, beside the free ranges, how long each has been free and whether it may hav
 3. A step gives back at most STEP_BYTES, in at most STEP_RANGES ranges, so that nothing waits long behind it.
 
 Every free range is in exactly one of `_young` (freed in this period), `_old` (before it; the value says how many of its
-pages have been given back so far), or neither (given back whole). `_holed` has the ranges that may have holes. A
-part of a range inherits from it; a range that is joined is as young as its youngest part and has the holes of all.
+pages, never all, have been given back so far), or neither (given back whole). `_holed` has the ranges that may have
+holes. A part of a range inherits from it; a range that is joined is as young as its youngest part and has the holes of
+all.
 """
 
 from __future__ import annotations
@@ -118,3 +119,10 @@ class DecayingExtents(Extents):
             raise InvariantBroken(f"ranges both young and old: {sorted(both)[:10]}")
         if unseen := starts - self._young.keys() - self._old.keys() - self._holed:
             raise InvariantBroken(f"ranges given back that have no holes: {sorted(unseen)[:10]}")
+        for start, done in self._old.items():
+            if not 0 <= done < self._pages[start]:
+                raise InvariantBroken(
+                    f"of the {self._pages[start]} pages at {start} {done} are given back, and it is old"
+                )
+            if done and start not in self._holed:
+                raise InvariantBroken(f"of the pages at {start} {done} are given back, and it has no holes")

@@ -305,6 +305,10 @@ class Engine:
         notices = tuple(Notice(heap, None, DrainingEvent()) for heap in self.heaps)
         return Done(merged(self._leasing.refuse_all(), Effects(notices=notices)))
 
+    def is_busy_with(self, session: Session) -> bool:
+        """Whether a chore of this session is under way."""
+        return session.id in self._chores
+
     def heap_named(self, name: str) -> ServedHeap:
         """Return a heap by its name, the first one for an empty name.
 

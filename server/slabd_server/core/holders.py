@@ -6,7 +6,7 @@ nothing. Among the sessions of one rank at most LOOKED_AT are compared: a crowd 
 members.
 
 Invariant: an account is in `_ranks[r]` exactly when it owns something and r == account.rank ==
-owned_bytes.bit_length().
+owned_bytes.bit_length(); the rank of one that owns nothing is 0.
 """
 
 from __future__ import annotations
@@ -59,9 +59,17 @@ class Holders:
 
     def check(self, accounts: Iterable[Account]) -> None:
         """Raise InvariantBroken unless these accounts, and no others, are in their ranks. Linear."""
+        accounts = list(accounts)
         owning = {account for account in accounts if account.owned_bytes}
-        if set(self._descending()) != owning or self._count != len(owning):
+        ranked = list(self._descending())
+        if set(ranked) != owning or self._count != len(owning):
             raise InvariantBroken(f"{self._count} holders counted, {len(owning)} accounts own something")
-        for account in owning:
-            if account not in self._ranks[account.owned_bytes.bit_length()]:
-                raise InvariantBroken(f"session {account.id} with {account.owned_bytes} bytes is in another rank")
+        if len(ranked) != len(owning):
+            raise InvariantBroken(f"{len(owning)} accounts own something, the ranks have {len(ranked)}: one is in two")
+        for account in accounts:
+            rank = account.owned_bytes.bit_length()
+            if account.rank != rank or (rank and account not in self._ranks[rank]):
+                raise InvariantBroken(
+                    f"session {account.id} with {account.owned_bytes} bytes is in another rank than {rank}; "
+                    f"it says {account.rank}"
+                )

@@ -14,11 +14,19 @@ def who_holds(books: Books, now: float) -> str:
     # Every account of a heap's books is a session; the books need not know.
     top = [cast("Session", account) for account in books.holders.largest()]
     if not top:
-        return "held by handles that nobody has opened yet" if books.blocks else "nobody holds a lease"
+        return _without_owner(books)
     parts = [_holding(session, now) for session in top]
     if len(books.holders) > len(top):
         parts.append(f"and {len(books.holders) - len(top)} more")
     return "held by " + "; ".join(parts)
+
+
+def _without_owner(books: Books) -> str:
+    if not books.blocks:
+        return "nobody holds a lease"
+    if not books.holds:
+        return "held by handles that nobody has opened yet"
+    return f"held by those who have {len(books.holds)} blocks open, whose owners have released them"
 
 
 def _holding(session: Session, now: float) -> str:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from slabd_server.core.errors import InvariantBroken, UnknownHeap
 from slabd_server.core.ledger import Kind
-from slabd_server.core.records import Block, BlockRef, BlockState, SlotId
+from slabd_server.core.records import Block, BlockRef, BlockState, SessionState, SlotId
 from slabd_server.core.stats import Checked, HeapInfo, HeapStats, LeaseInfo, SessionInfo, SizeClass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from slabd_server.core.books import Books
     from slabd_server.core.engine import Engine
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -100,7 +101,7 @@ def _session_info(session: Session, now: float) -> SessionInfo:
 def leases(engine: Engine, heap: str, session_id: int, limit: int, now: float) -> tuple[list[LeaseInfo], int]:
     """List at most `limit` granted blocks, the oldest first, and say how many there are in all.
 
-    The cost grows with `limit`, not with how many blocks there are: every chain is in the order of its grants.
+    The cost grows with `limit`, not with how many blocks sessions own: their chains are in the order of their leases.
 
     Raises:
         UnknownHeap: there is no such heap.
@@ -116,7 +117,8 @@ def leases(engine: Engine, heap: str, session_id: int, limit: int, now: float) -
         chains = [_aged(served, s.owned) for s in mine]
         if session_id == 0:
             total += len(served.books.orphans)
-            chains.append(_aged(served, served.books.orphans))
+            # These are in the order in which they lost their owners. They are few: a handle's TTL bounds their lives.
+            chains.append(iter(heapq.nsmallest(limit, _aged(served, served.books.orphans))))
         oldest = islice(heapq.merge(*chains), limit)
         found += [_lease_info(engine, served, slot, now) for _, slot in oldest]
     found.sort(key=lambda info: -info.age)
@@ -166,6 +168,17 @@ def _check_served(engine: Engine, served: ServedHeap) -> int:
     for session in mine:
         session.check()
     books.holders.check(mine)
+    _check_blocks(books, mine)
+    _check_sessions(served, mine)
+    for session in mine:
+        _check_waits(served, session)
+        _check_state(engine, session)
+    if strays := books.quarantined - {session.id for session in mine}:
+        raise InvariantBroken(f"sessions {sorted(strays)} are in quarantine for the books, and do not exist")
+    return blocks
+
+
+def _check_blocks(books: Books, mine: Sequence[Session]) -> None:
     owned = sum(len(session.owned) for session in mine)
     if owned != books.leases or owned + len(books.orphans) != books.blocks:
         raise InvariantBroken(
@@ -174,13 +187,44 @@ def _check_served(engine: Engine, served: ServedHeap) -> int:
     held = sum(len(session.held) for session in mine)
     if held != sum(len(holders) for holders in books.holds.values()):
         raise InvariantBroken(f"{held} opens known to sessions, the books have another number")
-    records = sum(1 for _, record in books.ledger.records() if record.kind is Kind.SESSION)
+
+
+def _check_sessions(served: ServedHeap, mine: Sequence[Session]) -> None:
+    ledger = served.books.ledger
+    records = sum(1 for _, record in ledger.records() if record.kind is Kind.SESSION)
     if records != len(mine):
         raise InvariantBroken(f"{records} sessions in the ledger, {len(mine)} in the table")
     for state, number in served.session_counts.items():
         if number != sum(1 for session in mine if session.state is state):
             raise InvariantBroken(f"{number} sessions counted as {state.value}")
-    return blocks
+    for session in mine:
+        record = ledger.get(session.ledger_slot)
+        if (record.kind, record.session) != (Kind.SESSION, session.id):
+            raise InvariantBroken(
+                f"slot {session.ledger_slot} records session {session.id}, the ledger says it is a "
+                f"{record.kind.name} of session {record.session}"
+            )
+
+
+def _check_waits(served: ServedHeap, session: Session) -> None:
+    for ticket in session.tickets:
+        if ticket not in served.waiters:
+            raise InvariantBroken(f"session {session.id} has ticket {ticket}, which does not wait")
+
+
+def _check_state(engine: Engine, session: Session) -> None:
+    """Compare a session's state with what the books and the chores know; while it is ENDING it may have been either."""
+    quarantined, lags = session.id in session.books.quarantined, session.id in session.books.lagging
+    ending = session.state is SessionState.ENDING
+    if quarantined != session.quarantined and not ending:
+        raise InvariantBroken(
+            f"session {session.id} is {session.state.value}, the books have it "
+            f"{'in quarantine' if quarantined else 'in no quarantine'}"
+        )
+    if (ending or lags) and not engine.is_busy_with(session):
+        raise InvariantBroken(
+            f"session {session.id} is {session.state.value}{' and lags' if lags else ''}, and no chore goes on with it"
+        )
 
 
 def _check_heap(engine: Engine, heap: str) -> None:

@@ -113,10 +113,13 @@ class Leasing:
         return Effects(tuple(woken))
 
     def expire(self, now: float) -> Effects:
-        """Refuse the requests whose timeout has passed."""
-        woken = []
+        """Refuse requests whose timeout has passed, when not even what is on its way back would have served them."""
+        woken: list[Woken] = []
         for heap, ticket in self.deadlines.due(now):
             served = self._heaps[heap]
+            if self._chores:
+                self._chores.finish(now)
+                woken += self.serve(served, now=now).woken
             waiter = served.waiters.remove(ticket)
             if waiter is not None:
                 count_up(served.books.tallies.rejections, "timeout")

@@ -187,11 +187,21 @@ class Ledger:
         taken = sum(1 for _ in self.records())
         if taken != self._taken:
             raise InvariantBroken(f"{taken} records are taken, the ledger counts {self._taken}")
-        if len(set(self._free)) != len(self._free):
-            raise InvariantBroken("a slot is free twice")
-        for slot in self._free:
-            if unpack_record(self._store.read(slot)).kind is not Kind.FREE:
-                raise InvariantBroken(f"slot {slot} is on the free list and taken")
+        self._check_free()
         for slot in range(self._high_water, self._store.capacity):
             if self._store.read(slot) != _ZERO:
                 raise InvariantBroken(f"slot {slot} was never taken but has been written")
+
+    def _check_free(self) -> None:
+        if len(set(self._free)) != len(self._free):
+            raise InvariantBroken("a slot is free twice")
+        for slot in self._free:
+            if slot >= self._high_water:
+                raise InvariantBroken(f"slot {slot} is on the free list, but only {self._high_water} were ever taken")
+            record = unpack_record(self._store.read(slot))
+            if record.kind is not Kind.FREE:
+                raise InvariantBroken(f"slot {slot} is on the free list and taken")
+            if record.generation >= _GENERATION_MAX:
+                raise InvariantBroken(
+                    f"slot {slot} is on the free list, but its generation {record.generation} is last"
+                )

@@ -4,16 +4,21 @@ Thousands of leases share a label and come from the same few lines of code, so a
 blocks that have it, and forgotten with the last of them. A slot's label is `_labels[slot]`, the number of a text; 0 is
 none.
 
-Invariants: a text's count is how many slots have it; no text with a count of 0 is kept; number 0 is no text.
+Invariants: a text's count is how many slots have it; no text with a count of 0 is kept; number 0 is no text; each other
+number is a text's, or free.
 """
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Final
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,12 @@ class Texts:
             self._texts[number] = ""
             self._free.append(number)
 
+    def slots(self) -> Iterator[int]:
+        """Walk over the slots that have a text. Linear in the slots."""
+        return (slot for slot, number in enumerate(self._of_slot) if number)
+
     def check(self) -> None:
-        """Raise InvariantBroken when a count is wrong. Linear in the slots."""
+        """Raise InvariantBroken when an invariant does not hold. Linear in the slots."""
         found = [0] * len(self._texts)
         for number in self._of_slot:
             found[number] += 1
@@ -87,6 +96,13 @@ class Texts:
             raise InvariantBroken(f"{sum(found)} slots have a text, {sum(self._counts)} are counted")
         if self._numbers != {text: number for number, text in enumerate(self._texts) if text}:
             raise InvariantBroken(f"{len(self._numbers)} texts are known by name, {len(self._texts)} by number")
+        used = [number for number, count in enumerate(found) if count]
+        if sorted(self._numbers.values()) != used:
+            raise InvariantBroken(f"{len(self._numbers)} texts are kept, {len(used)} numbers have slots")
+        if sorted([*self._free, *used]) != list(range(1, len(self._texts))):
+            raise InvariantBroken(
+                f"{len(self._free)} numbers are free and {len(used)} have slots, of {len(self._texts) - 1}"
+            )
 
 
 class Purposes:
@@ -111,6 +127,10 @@ class Purposes:
         """Forget it."""
         self._labels.drop(slot)
         self._call_sites.drop(slot)
+
+    def slots(self) -> Iterator[int]:
+        """Walk over the slots whose blocks have a label, then those with a call site. Linear in the slots."""
+        return chain(self._labels.slots(), self._call_sites.slots())
 
     def check(self) -> None:
         """Raise InvariantBroken when the texts are counted wrong. Linear in the slots."""

@@ -172,10 +172,23 @@ class Session(Account):
         for slot in self.held:
             if self.id not in self.books.holds.get(slot, {}):
                 raise InvariantBroken(f"session {self.id} holds slot {slot}, the books do not know")
+        self._check_calls()
         if self.state is not SessionState.ACTIVE and self.tickets:
             raise InvariantBroken(f"session {self.id} waits although it is {self.state.value}")
         if self.quarantined and not self.attached:
             raise InvariantBroken(f"session {self.id} is in quarantine but is not attached")
+
+    def _check_calls(self) -> None:
+        for number, ticket in self.in_flight.items():
+            if ticket not in self.tickets:
+                raise InvariantBroken(
+                    f"call {number} of session {self.id} has ticket {ticket}, which it does not wait with"
+                )
+        remembered = sum(size for _, _, size in self.answers.values())
+        if remembered != self._remembered_bytes:
+            raise InvariantBroken(
+                f"session {self.id} remembers {remembered} bytes of answers, its counter says {self._remembered_bytes}"
+            )
 
 
 class Sessions:

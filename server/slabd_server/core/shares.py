@@ -76,7 +76,8 @@ class Shares:
         _, _, before = self._sharers.get(slot, (None, None, 0.0))
         deadline = max(before, now + ttl)
         self._sharers[slot] = (session.id, item.ref.generation, deadline)
-        self.deadlines.set(deadline, slot)
+        if deadline > before:
+            self.deadlines.set(deadline, slot)
         flags = record.flags | (Flag.TRANSFER if item.transfer else 0)
         self._books.set_pending(slot, record.pending + item.opens, flags=flags, sequence=sequence)
         if item.transfer:
@@ -155,7 +156,7 @@ class Shares:
             event = HandleExpiredEvent(BlockRef(slot, generation), record.pending)
             notices.append(Notice(self._books.name, sharer, event))
             self._books.tallies.handles_expired += 1
-            self._books.set_pending(slot, 0, flags=record.flags & ~Flag.TRANSFER, sequence=0)
+            self._books.set_pending(slot, 0, flags=record.flags, sequence=0)
             self._books.settle(slot, actor=sharer, sequence=0)
         return notices
 
@@ -172,4 +173,10 @@ class Shares:
             raise InvariantBroken(
                 f"slots {promised ^ set(self._sharers)} have a promise without a deadline, or the reverse"
             )
+        entries = set(self.deadlines)
+        for slot, (_, generation, deadline) in self._sharers.items():
+            if (current := self._books.ledger.get(slot).generation) != generation:
+                raise InvariantBroken(f"slot {slot} is at generation {current}, its promise is for {generation}")
+            if (deadline, slot) not in entries:
+                raise InvariantBroken(f"the promise of slot {slot} ends at {deadline}, but no deadline is set")
         return len(promised)

@@ -103,6 +103,11 @@ class Waiters:
             session = waiter.request.session
             if waiter.ticket not in session.tickets:
                 raise InvariantBroken(f"ticket {waiter.ticket} waits, session {session.id} does not know")
+            if (number := waiter.request.sequence) and session.in_flight.get(number) != waiter.ticket:
+                raise InvariantBroken(
+                    f"ticket {waiter.ticket} waits for call {number}, session {session.id} has it as that of "
+                    f"ticket {session.in_flight.get(number)}"
+                )
         tickets = list(self._queue)
         if tickets != sorted(tickets):
             raise InvariantBroken(f"the queue is out of order: {tickets}")
