@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -79,7 +78,7 @@ def resolve(address: str | os.PathLike[str] | None, environ: Mapping[str, str] |
     if address is None:
         address = environ.get(ADDRESS_VARIABLE) or None
     if address is None:
-        return _local(str(runtime.default_runtime_dir(environ, os.geteuid(), tempfile.gettempdir())))
+        return _local(str(runtime.default_runtime_dir(environ, os.geteuid(), runtime.find_temporary_dir())))
     try:
         return parse(os.fsdecode(address))
     except TypeError as error:

@@ -1,10 +1,11 @@
 """Where the daemon and its clients meet: the runtime directory and the names in it.
 
-Pure: the environment and the user are parameters, nothing is looked up or created.
+Pure but for `find_temporary_dir`: the environment and the user are parameters, and nothing is created.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,14 @@ LONGEST_SOCKET: Final = max(SOCKETS, key=len)
 LOCK_FILE: Final = "slabd.lock"
 # sockaddr_un.sun_path holds 108 bytes, the terminating zero included: unix(7).
 MAX_SOCKET_PATH_BYTES: Final = 107
+
+
+def find_temporary_dir() -> str:
+    """Return the temporary directory; where nobody may write to one, that which there would be."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return "/tmp"  # noqa: S108  # named in the message that it cannot be used
 
 
 def default_runtime_dir(environ: Mapping[str, str], uid: int, temporary_dir: str) -> PurePosixPath:

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from slabd_proto.runtime import default_runtime_dir
+from slabd_proto.runtime import default_runtime_dir, find_temporary_dir
 from slabd_server.core.access import Policy
 from slabd_server.core.records import Access
 from slabd_server.core.served import HeapSpec
@@ -215,7 +214,7 @@ class HeapConfig:
 
 
 def _runtime_dir(environ: Mapping[str, str]) -> Path:
-    return Path(default_runtime_dir(environ, os.geteuid(), tempfile.gettempdir()))
+    return Path(default_runtime_dir(environ, os.geteuid(), find_temporary_dir()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

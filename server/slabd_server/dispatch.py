@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
 
 _WATCH_BACKLOG: Final = 256
+_CLOSED_KEPT: Final = 256
 # A timer that fires a moment too early would find nothing due and be set again.
 _TIMER_SLACK_SECONDS: Final = 0.001
 
@@ -92,6 +93,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._askers: dict[Ticket, _Asker] = {}
         self._ends: dict[SessionId, asyncio.Future[Ended]] = {}
+        self._closed: deque[SessionId] = deque(maxlen=_CLOSED_KEPT)
         self._watches: dict[SessionId, set[Watch]] = {}
         self._idle: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -110,6 +112,8 @@ class Dispatcher:
         for ended in effects.ended:
             _log_end(ended)
             self.on_ended(ended.session)
+            if ended.cause is EndCause.CLOSED:
+                self._closed.append(ended.session)
             if (end := self._ends.pop(ended.session, None)) is not None and not end.done():
                 end.set_result(ended)
         if self._idle and self.is_idle:
@@ -169,13 +173,21 @@ class Dispatcher:
     # -- ending sessions
 
     async def close_session(self, key: SessionKey) -> Ended | None:
-        """End a session because its client says so; return how it ended, None when it is in quarantine.
+        """End a session because its client says so; return how it ended.
+
+        None when it is in quarantine, or has just ended so: the goodbye on the attach connection was faster.
 
         Raises:
             UnknownSession, WrongSecret.
         """
         self.before_close(key.id)
-        return await self._ended(key.id, self.engine.close_session(key, now=self.now()).effects)
+        try:
+            effects = self.engine.close_session(key, now=self.now()).effects
+        except UnknownSession:
+            if key.id in self._closed:
+                return None
+            raise
+        return await self._ended(key.id, effects)
 
     async def evict(self, session_id: int) -> Ended | None:
         """End a session by force; return how it ended, None when it is in quarantine.

@@ -38,6 +38,8 @@ class RuntimeDir:
             ours_alone = not socket_mode & (stat.S_IRWXG | stat.S_IRWXO)
             path.mkdir(mode=0o700 if ours_alone else 0o755, parents=True, exist_ok=True)
             _check_owner(path)
+            if not ours_alone:
+                _let_others_in(path)
             self._lock = self._take_lock(path / LOCK_FILE)
         except OSError as error:
             raise StartError(
@@ -88,6 +90,14 @@ class RuntimeDir:
                 (self.path / LOCK_FILE).unlink()
                 self.path.rmdir()
         os.close(self._lock)
+
+
+def _let_others_in(path: Path) -> None:
+    """Let others pass through a directory of ours that a daemon for its owner only had made."""
+    found = path.stat()
+    wanted = stat.S_IMODE(found.st_mode) | stat.S_IXGRP | stat.S_IRGRP | stat.S_IXOTH | stat.S_IROTH
+    if found.st_uid == os.geteuid() and wanted != stat.S_IMODE(found.st_mode):
+        path.chmod(wanted)
 
 
 def _check_owner(path: Path) -> None:

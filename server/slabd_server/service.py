@@ -67,12 +67,13 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     ) -> pool_pb2.CloseSessionResponse:
         """End a session."""
         key = wire.key(request.session)
-        owned = self._engine.sessions.recognise(key)
-        leases, owned_bytes = len(owned.owned), owned.owned_bytes
         ended = await self._dispatcher.close_session(key)
-        if ended is None:
-            return pool_pb2.CloseSessionResponse(leases=leases, quarantined_bytes=owned_bytes)
-        return pool_pb2.CloseSessionResponse(leases=ended.leases, reclaimed_bytes=ended.reclaimed_bytes)
+        if ended is not None:
+            return pool_pb2.CloseSessionResponse(leases=ended.leases, reclaimed_bytes=ended.reclaimed_bytes)
+        session = self._engine.sessions.find(key.id)
+        if session is None:  # it had said goodbye before
+            return pool_pb2.CloseSessionResponse()
+        return pool_pb2.CloseSessionResponse(leases=len(session.owned), quarantined_bytes=session.owned_bytes)
 
     # -- leases
 

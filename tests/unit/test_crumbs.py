@@ -152,3 +152,15 @@ def test_check_sees_each_broken_invariant(damage: Callable[[Crumbs], None]) -> N
     damage(crumbs)
     with pytest.raises(InvariantBroken, match=r"\d"):
         crumbs.check()
+
+
+def test_there_are_two_indexes_at_most_and_the_one_used_last_stays() -> None:
+    """Each takes memory for every holder, so an alignment that nobody has asked for lately goes."""
+    crumbs = Crumbs()
+    for alignment in (1, 2):
+        crumbs.make(alignment, 0)
+    assert crumbs.use(1) is crumbs.indexes[1]
+    crumbs.make(4, 0)
+    assert list(crumbs.indexes) == [1, 4]
+    assert crumbs.use(2) is None
+    crumbs.check()

@@ -95,13 +95,14 @@ def test_a_step_gives_back_so_much() -> None:
     while extents.step():
         extents.check()
         sizes.append(sum(pages for _, pages in memory.given) - sum(sizes))
-    sizes.append(sum(pages for _, pages in memory.given) - sum(sizes))
-    assert (sizes[:-1], sum(sizes)) == ([step, step], rest + step // 2 + 1)
+    gone = {page for first, pages in memory.given for page in range(first, first + pages)}
+    assert (sizes[:2], len(gone)) == ([step, step], rest + step // 2 + 1)
 
 
 def test_a_step_looks_at_so_many_ranges() -> None:
-    """However small they are, a step gives no more than STEP_RANGES ranges back."""
-    extents, memory = aged(4 * STEP_RANGES)
+    """However small they are, a step gives no more than STEP_RANGES pieces back."""
+    extents, memory = aged(4 * STEP_RANGES, periods=2)
+    memory.given.clear()
     taken = [extents.take(1) for _ in range(4 * STEP_RANGES)]
     for page in taken[::2]:
         extents.give(page, 1)
@@ -134,8 +135,8 @@ def test_what_was_given_back_is_not_given_back_again() -> None:
     assert extents._holed == {0, 34}
 
 
-def test_a_joined_range_is_young_and_has_the_holes_of_all() -> None:
-    """What comes free makes the whole range it joins wait again, and be committed when it is taken."""
+def test_what_joins_a_range_waits_alone() -> None:
+    """What comes free is young by itself; the range it joins is as old as it was, and has the holes of all."""
     extents, memory = aged()
     extents.take_at(20, 4)
     for _ in range(2):
@@ -144,9 +145,47 @@ def test_a_joined_range_is_young_and_has_the_holes_of_all() -> None:
     extents.check()
     memory.given.clear()
     extents.step()
-    assert (memory.given, list(extents._young), list(extents._old), extents._holed) == ([], [], [0], {0})
+    assert (memory.given, extents._young, extents._old, extents._holed) == ([], {}, {20: 4}, {0})
     extents.take_at(20, 4)
     assert memory.committed == [(20, 4)]
+
+
+def test_a_trickle_keeps_nothing_from_going_back() -> None:
+    """However often a page is taken and freed beside it, what a burst left goes back, and once."""
+    extents, memory = aged()
+    burst = extents.take(60)
+    extents.step()
+    extents.step()
+    memory.given.clear()
+    extents.give(burst, 60)
+    for _ in range(10):
+        page = extents.take(1)
+        extents.give(page, 1)
+        while extents.step():
+            pass
+    assert (burst, 60) in memory.given
+    assert sum(pages for _, pages in memory.given) <= 60 + 10
+    extents.check()
+
+
+def test_a_run_freed_again_is_as_old_as_its_last_freeing() -> None:
+    """Of pages that were taken and freed again the longer run counts, and the rest of an old one stays old."""
+    extents, memory = aged(periods=2)
+    memory.given.clear()
+    assert extents.take_at(0, 8)
+    extents.give(0, 8)
+    extents.take_at(0, 3)
+    extents.give(0, 3)
+    assert extents._young == {0: 8}
+    extents.step()
+    extents.take_at(0, 3)
+    extents.give(0, 3)
+    assert (extents._young, extents._old) == ({0: 3}, {3: 5})
+    extents.step()
+    assert memory.given == [(3, 5)]
+    extents.step()
+    assert memory.given == [(3, 5), (0, 3)]
+    extents.check()
 
 
 def test_a_refused_commit_changes_nothing() -> None:
@@ -159,48 +198,25 @@ def test_a_refused_commit_changes_nothing() -> None:
     assert (extents.free_pages, extents._holed) == (64, {0})
 
 
-def stray_young(extents: DecayingExtents) -> None:
-    """Let a range be young that is not free."""
-    extents._young[5] = None
-
-
-def stray_old(extents: DecayingExtents) -> None:
-    """Let a range be old that is not free."""
-    extents._old[5] = 0
-
-
 def stray_holed(extents: DecayingExtents) -> None:
     """Let a range have holes that is not free."""
     extents._holed.add(5)
 
 
-def young_and_old(extents: DecayingExtents) -> None:
-    """Let a range be both."""
-    extents._old[0] = 0
-
-
-def neither_young_nor_old(extents: DecayingExtents) -> None:
-    """Let a range that still exists be forgotten."""
+def forgotten(extents: DecayingExtents) -> None:
+    """Let pages that exist have no age."""
     extents._young.clear()
 
 
-def partly_given_back(extents: DecayingExtents) -> None:
-    """Let a range be given back in part, and have no holes."""
-    extents.step()
-    extents._old[0] = 5
+def forgotten_in_part(extents: DecayingExtents) -> None:
+    """Let some of them have none."""
+    extents._young = {0: 30}
+    extents._old = {31: 33}
 
 
-def wholly_given_back(extents: DecayingExtents) -> None:
-    """Let a range be old of which all has been given back."""
-    extents.step()
-    extents._old[0] = 64
-    extents._holed.add(0)
-
-
-def less_than_not_given_back(extents: DecayingExtents) -> None:
-    """Let fewer pages than none have been given back."""
-    extents.step()
-    extents._old[0] = -1
+def empty_run(extents: DecayingExtents) -> None:
+    """Let a run have no pages."""
+    extents._old[9] = 0
 
 
 def not_coalesced(extents: DecayingExtents) -> None:
@@ -211,14 +227,10 @@ def not_coalesced(extents: DecayingExtents) -> None:
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (stray_young, r"young ranges that are not free: \[5\]"),
-        (stray_old, r"old ranges that are not free: \[5\]"),
-        (stray_holed, r"holed ranges that are not free: \[5\]"),
-        (young_and_old, r"ranges both young and old: \[0\]"),
-        (neither_young_nor_old, r"ranges given back that have no holes: \[0\]"),
-        (partly_given_back, "of the pages at 0 5 are given back, and it has no holes"),
-        (wholly_given_back, "of the 64 pages at 0 64 are given back, and it is old"),
-        (less_than_not_given_back, "of the 64 pages at 0 -1 are given back, and it is old"),
+        (stray_holed, r"ranges with holes that are not free: \[5\]"),
+        (forgotten, "pages from 0 to 64 exist, and not all of them age"),
+        (forgotten_in_part, "pages from 0 to 64 exist, and not all of them age"),
+        (empty_run, r"runs without a page: \[9\]"),
         (not_coalesced, "1 end tags do not match 1 start tags"),
     ],
 )

@@ -310,3 +310,17 @@ def test_tidying_looks_at_some_lengths_only(monkeypatch: pytest.MonkeyPatch) -> 
         index.add(0, length)
     index.tidy()
     assert looks == [LOOSE] * EACH
+
+
+def test_whoever_goes_through_all_alignments_makes_two_indexes() -> None:
+    """Every change pays for each index there is, so the oldest ones go."""
+    extents = Extents(4096)
+    pages = [extents.take(1) for _ in range(4096)]
+    for page in pages:
+        if page % 2:
+            extents.give(page, 1)
+    for shift in range(1, 12):
+        assert extents.take_aligned(1, 1 << shift) == -1
+        assert len(extents._aligned) <= 2
+        extents.check()
+    assert list(extents._aligned) == [1 << 10, 1 << 11] == list(extents._idle)

@@ -49,7 +49,11 @@ class AttachHello(google.protobuf.message.Message):
     The descriptors travel as SCM_RIGHTS with the first byte of the reply. Then the connection stays open, silent, for
     as long as the session lives: its hang-up is how the daemon learns that a client is gone.
 
-    The client's only message on the attach socket.
+    A client that has unmapped the heap may say goodbye before it hangs up, by a frame without payload. The daemon then
+    does not wait for its process to exit: what it held is free as soon as nobody holds the connection, forked children
+    included. CloseSession says the same, and is answered; the goodbye cannot be lost.
+
+    The client's only message on the attach socket, but for the goodbye.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -21,6 +21,7 @@ Invariants:
     fits holds exactly the entries {page: room} of rooms;   every room > 0
     0 <= read <= len(log);   log[read:] are the pages an index has not read
     an index is let go when it has not read more pages than it cost to make, and then MIN_IDLE
+    there are at most INDEXES_MAX indexes, the one used last at the end
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import FitIndex
 
 MIN_IDLE: Final = 1024
+# Each takes some 80 bytes a holder.
+INDEXES_MAX: Final = 2
 
 
 class RoomIndex:
@@ -81,8 +84,17 @@ class Crumbs:
             self._let_go()
         return bool(self.indexes)
 
+    def use(self, alignment: int) -> RoomIndex | None:
+        """Return the index of an alignment, if there is one; the one used last is let go last."""
+        index = self.indexes.pop(alignment, None)
+        if index is not None:
+            self.indexes[alignment] = index
+        return index
+
     def make(self, alignment: int, cost: int) -> RoomIndex:
         """Return a new index, in which everything is to be filed that there is now; `cost` is how much one looks at."""
+        while len(self.indexes) >= INDEXES_MAX:
+            del self.indexes[next(iter(self.indexes))]
         index = self.indexes[alignment] = RoomIndex(cost + MIN_IDLE)
         self.unread(index)
         return index

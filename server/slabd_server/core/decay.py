@@ -1,22 +1,28 @@
 """Giving free memory back to the system, when it has been free for a while.
 
-Owns, beside the free ranges, how long each has been free and whether it may have holes: pages given back. Promises:
+Owns, beside the free ranges, when which pages became free and which ranges may have holes: pages given back. Promises:
 
 1. Only pages of free ranges are given back. Whoever gets pages gets pages that exist: a range that may have a hole is
    committed before it is taken, and when that fails nothing has changed.
-2. A range that stays free is given back between one and two periods after it became free; `step` is called once a
-   period, and again at once while it says so.
-3. A step gives back at most STEP_BYTES, in at most STEP_RANGES ranges, so that nothing waits long behind it.
+2. Pages that stay free are given back between one and two periods after they became free, whatever becomes free beside
+   them meanwhile; `step` is called once a period, and again at once while it says so. (Pages that are taken in part and
+   freed again at once may go with the run they were part of.)
+3. A step gives back at most STEP_BYTES, in at most STEP_RANGES pieces, so that nothing waits long behind it.
 
-Every free range is in exactly one of `_young` (freed in this period), `_old` (before it; the value says how many of its
-pages, never all, have been given back so far), or neither (given back whole). `_holed` has the ranges that may have
-holes. A part of a range inherits from it; a range that is joined is as young as its youngest part and has the holes of
-all.
+What has an age is a *run*: the pages that were freed together. `_young` has the runs {first: pages} of this period,
+`_old` those of before it that are still to be given back. A run may have been taken again since, in part or whole: only
+what is free of it is given back.
+
+Invariants:
+
+    a free page that exists is in a run, or in a range of `_holed`
+    _holed = starts of free ranges; a free range in which a page does not exist is one of them
 """
 
 from __future__ import annotations
 
-from itertools import islice
+import sys
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import InvariantBroken
@@ -24,6 +30,7 @@ from slabd_server.core.extents import Extents
 from slabd_server.core.sizes import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from slabd_server.core.extents import IntSet
     from slabd_server.core.memory import Memory
 
 STEP_BYTES: Final = 64 << 20
@@ -37,10 +44,11 @@ class DecayingExtents(Extents):
 
     def __init__(self, pages: int, phase: int, memory: Memory) -> None:
         self._memory = memory
-        self._young: dict[int, None] = {}
+        self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
         self._holed: set[int] = set()
         super().__init__(pages, phase)
+        self._ordered()
 
     @property
     def decays(self) -> bool:
@@ -52,30 +60,49 @@ class DecayingExtents(Extents):
 
         When there is not, a new period begins: what became free in the last one is old now.
         """
-        budget = STEP_BYTES >> PAGE_SHIFT
-        for start, done in tuple(islice(self._old.items(), STEP_RANGES)):
-            pages = min(self._pages[start] - done, budget)
-            if not pages:
+        pages, pieces = STEP_BYTES >> PAGE_SHIFT, STEP_RANGES
+        while self._old:
+            if not pages or not pieces:
                 return True
-            self._memory.give_back((start + done) << PAGE_SHIFT, pages << PAGE_SHIFT)
-            self._holed.add(start)
-            budget -= pages
-            if done + pages == self._pages[start]:
-                del self._old[start]
-            else:
-                self._old[start] = done + pages
-        if self._old:
-            return True
-        self._old = dict.fromkeys(self._young, 0)
-        self._young.clear()
+            first = next(iter(self._old))
+            length = self._old.pop(first)
+            start, end = self._next_free(first, first + length)
+            if start < end:
+                end = min(end, start + pages)
+                self._memory.give_back(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
+                self._holed.add(self._ordered().at_most(start))
+                pages -= end - start
+            pieces -= 1
+            if end < first + length:
+                self._old[end] = max(first + length - end, self._old.get(end, 0))
+        self._old, self._young = self._young, {}
         return False
 
+    def _next_free(self, first: int, behind: int) -> tuple[int, int]:
+        """Return the first free pages [start, end) in [first, behind); two times `behind` when there are none."""
+        order = self._ordered()
+        start = order.at_most(first)
+        if start < 0 or start + self._pages[start] <= first:
+            start = order.at_least(first)
+            if not first <= start < behind:
+                return behind, behind
+        return max(start, first), min(start + self._pages[start], behind)
+
+    def _ordered(self) -> IntSet:
+        """Return the order of the ranges, which is always there: a run may lie in the middle of a range."""
+        order = super()._ordered()
+        self._order_idle = sys.maxsize
+        return order
+
     def give(self, first: int, pages: int) -> int:
-        """Make pages free again; see Extents. The range they join is young from now on."""
+        """Make pages free again; see Extents. They are young, and what they join is as old as it was."""
         before = self._starts.get(first, first)
-        holed = self._forget(before) | self._forget(first + pages)
+        holed = self._fill(before) | self._fill(first + pages)
         super().give(first, pages)
-        self._young[before] = None
+        older = self._old.pop(first, 0)
+        if older > pages:
+            self._old[first + pages] = max(older - pages, self._old.get(first + pages, 0))
+        self._young[first] = max(pages, self._young.get(first, 0))
         if holed:
             self._holed.add(before)
         return before
@@ -87,23 +114,13 @@ class DecayingExtents(Extents):
         if start in self._holed:
             self._memory.commit(first << PAGE_SHIFT, pages << PAGE_SHIFT)
         end = start + self._pages[start]
-        young, old = start in self._young, start in self._old
-        holed = self._forget(start)
+        holed = self._fill(start)
         super()._cut(start, first, pages)
-        for part in (start, first + pages):
-            if not (part < first or first + pages <= part < end):
-                continue
-            if young:
-                self._young[part] = None
-            elif old:
-                self._old[part] = 0
-            if holed:
-                self._holed.add(part)
+        if holed:
+            self._holed.update(part for part in (start, first + pages) if part < first or first + pages <= part < end)
 
-    def _forget(self, start: int) -> bool:
-        """Strike a range out; return whether it may have holes."""
-        self._young.pop(start, None)
-        self._old.pop(start, None)
+    def _fill(self, start: int) -> bool:
+        """Strike a range out of those with holes; return whether it was one."""
         holed = start in self._holed
         self._holed.discard(start)
         return holed
@@ -111,18 +128,29 @@ class DecayingExtents(Extents):
     def check(self) -> None:
         """Raise `InvariantBroken` when a rule of the module's docstring does not hold. Linear."""
         super().check()
-        starts = self._pages.keys()
-        for what, known in (("young", self._young.keys()), ("old", self._old.keys()), ("holed", self._holed)):
-            if strays := known - starts:
-                raise InvariantBroken(f"{what} ranges that are not free: {sorted(strays)[:10]}")
-        if both := self._young.keys() & self._old.keys():
-            raise InvariantBroken(f"ranges both young and old: {sorted(both)[:10]}")
-        if unseen := starts - self._young.keys() - self._old.keys() - self._holed:
-            raise InvariantBroken(f"ranges given back that have no holes: {sorted(unseen)[:10]}")
-        for start, done in self._old.items():
-            if not 0 <= done < self._pages[start]:
-                raise InvariantBroken(
-                    f"of the {self._pages[start]} pages at {start} {done} are given back, and it is old"
-                )
-            if done and start not in self._holed:
-                raise InvariantBroken(f"of the pages at {start} {done} are given back, and it has no holes")
+        if strays := self._holed - self._pages.keys():
+            raise InvariantBroken(f"ranges with holes that are not free: {sorted(strays)[:10]}")
+        runs = [*self._young.items(), *self._old.items()]
+        if empty := [first for first, pages in runs if pages <= 0]:
+            raise InvariantBroken(f"runs without a page: {sorted(empty)[:10]}")
+        aging = _joined(runs)
+        for start, length in self._pages.items():
+            if start not in self._holed and not _covers(aging, start, start + length):
+                raise InvariantBroken(f"pages from {start} to {start + length} exist, and not all of them age")
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the union of runs (first, pages) as ranges [first, behind) in order, none of which meet."""
+    joined: list[tuple[int, int]] = []
+    for first, pages in sorted(runs):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], first + pages))
+        else:
+            joined.append((first, first + pages))
+    return joined
+
+
+def _covers(ranges: list[tuple[int, int]], first: int, behind: int) -> bool:
+    """Tell whether one of these ranges, which are in order and do not meet, has all of [first, behind)."""
+    index = bisect_right(ranges, (first, sys.maxsize)) - 1
+    return index >= 0 and behind <= ranges[index][1]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NOWHERE: Final = -1
 _MIN_IDLE: Final = 1024
+_ALIGNED_MAX: Final = 2
 _SHIFT: Final = 10
 _LOW: Final = (1 << _SHIFT) - 1
 
@@ -403,6 +404,9 @@ class Extents:
     def _rooms(self, alignment: int) -> FitIndex:
         index = self._aligned.get(alignment)
         if index is None:
+            while len(self._aligned) >= _ALIGNED_MAX:  # whoever goes through all alignments is not to slow others down
+                oldest = next(iter(self._aligned))
+                del self._aligned[oldest], self._idle[oldest]
             index = self._aligned[alignment] = FitIndex()
             for start, length in self._pages.items():
                 room = length - self._gap(start, alignment)

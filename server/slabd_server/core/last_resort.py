@@ -56,7 +56,7 @@ class Seeker:
         ground = self._ground
         if ground.crumbs is None:
             ground.crumbs = Crumbs()
-        index = ground.crumbs.indexes.get(self._stride)
+        index = ground.crumbs.use(self._stride)
         if index is None:
             due = set(ground.holders())
             # To pass over an owner that holds nothing costs a sixteenth of writing a page down.
