@@ -51,7 +51,7 @@ _STEP: Final = GIB
 _HUGE_POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _SHMEM_ENABLED: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _PAGE_BACKINGS: Final[dict[HugePages, str]] = {
-    "off": f"{mmap.PAGESIZE >> 10}KiB",
+    "off": f"{mmap.PAGESIZE >> 10}KiB pages",
     "transparent": "transparent huge pages",
     "2MiB": "2MiB huge pages",
 }

@@ -204,7 +204,9 @@ def test_a_daemon_that_has_gone_is_exit_code_3(capsys: pytest.CaptureFixture[str
         while daemon.running:
             pass
         assert main(["--address", daemon.address, "status"]) == ExitCode.UNREACHABLE
-    assert "start one with `slabd serve`" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "start one with `slabd serve`" in message
+    assert "nobody listens on admin.sock" in message  # in our words, not in gRPC's
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(private: slabd.PrivateDaemon) -> None:

@@ -9,7 +9,9 @@ looked at when it is first needed.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import stat
 from functools import cached_property
 from pathlib import Path
@@ -183,7 +185,17 @@ def _problem(path: Path) -> SlabdError | None:
         return DaemonUnavailable(f"{path} is no socket: is {path.parent} the daemon's runtime directory?")
     if not os.access(path, os.W_OK, effective_ids=True):
         return AccessDenied(f"{path}: permission denied; {_REMEDY[path.name]}")
+    if not _answers(path):
+        return DaemonUnavailable(
+            f"no daemon in {path.parent}: nobody listens on {path.name}, which a daemon that was killed has left"
+        )
     return None
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
 def _missing(path: Path) -> SlabdError:

@@ -422,7 +422,7 @@ class HeapInfo(google.protobuf.message.Message):
     free_ranges: builtins.int
     """How many free ranges of pages there are."""
     page_backing: builtins.str
-    """How its memory is backed: "4KiB", "transparent huge pages" or "2MiB huge pages"."""
+    """How its memory is backed: "4KiB pages", "transparent huge pages" or "2MiB huge pages"."""
     prefault: builtins.bool
     """Whether its pages were touched at start."""
     resident_bytes: builtins.int

@@ -94,8 +94,8 @@ def test_status() -> None:
         "grpc 2       127.0.0.1:50051",
         "metrics      off",
         "",
-        "HEAP       SIZE    USED  USED %  AVAILABLE  LARGEST FREE    PEAK  LEASES  WAITERS  SESSIONS",
-        "default  64 MiB  16 MiB    25 %     48 MiB        32 MiB  20 MiB   1,200        0         3",
+        "HEAP       SIZE    USED  USED %  AVAILABLE    PEAK  LEASES  WAITERS  SESSIONS",
+        "default  64 MiB  16 MiB    25 %     48 MiB  20 MiB   1,200        0         3",
     ]
 
 
@@ -183,14 +183,14 @@ def test_heaps_and_classes() -> None:
         stats=books(),
         size_classes=classes,
         free_ranges=4,
-        page_backing="4KiB",
+        page_backing="4KiB pages",
         prefault=True,
         resident_bytes=32 << 20,
     )
     answer = admin_pb2.ListHeapsResponse(heaps=[heap])
     text = "\n".join(HEAPS.lines(answer, Namespace(), PLAIN))
     assert "free ranges  4, the largest 32 MiB" in text
-    assert "memory       32 MiB resident, 4KiB, touched at start" in text
+    assert "memory       32 MiB resident, 4KiB pages, touched at start" in text
     lines = CLASSES.lines(answer, Namespace(), PLAIN)
     assert lines[1].split() == ["default", "pages", "-", "5", "-", "-"]
     assert lines[2].split() == ["default", "128", "B", "2", "3", "61", "384", "B"]

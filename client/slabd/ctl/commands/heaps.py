@@ -23,7 +23,6 @@ _BOOKS: tuple[Column[HeapStats], ...] = (
     Column("USED", lambda heap: human_bytes(heap.used_bytes), right=True),
     Column("USED %", lambda heap: percent(heap.used_bytes, heap.total_bytes), right=True),
     Column("AVAILABLE", lambda heap: human_bytes(heap.available_bytes), right=True),
-    Column("LARGEST FREE", lambda heap: human_bytes(heap.largest_free_block_bytes), right=True),
     Column("PEAK", lambda heap: human_bytes(heap.used_peak_bytes), right=True),
     Column("LEASES", lambda heap: human_count(heap.leases), right=True),
     Column("WAITERS", lambda heap: human_count(heap.waiters), right=True),
