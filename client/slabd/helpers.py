@@ -136,12 +136,14 @@ def insist(work: Callable[[], None]) -> None:
     if threading.current_thread() is not threading.main_thread():
         work()
         return
-    interrupted = False
+    interrupted = submitted = False
     once: _Once | None = None
     while once is None or not once.job.finished:
         try:
             once = once or _Once(work)
-            _submit(_Job(once.do))
+            if not submitted:
+                _submit(_Job(once.do))
+                submitted = True
             while not once.job.finished:
                 once.done.get()
         except BaseException as error:  # noqa: BLE001  # from a signal handler; the work goes on all the same
