@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -26,6 +27,19 @@ def program(daemon: DaemonProcess, tmp_path: Path, text: str, *arguments: str) -
         text=True,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
+
+
+@contextlib.contextmanager
+def living(daemon: DaemonProcess, tmp_path: Path, text: str) -> Iterator[IO[str]]:
+    """Run such a program that does not end by itself, and give what it prints; afterwards it must still be alive."""
+    client = program(daemon, tmp_path, text)
+    try:
+        assert client.stdout is not None
+        yield client.stdout
+        assert client.poll() is None
+    finally:
+        client.kill()
+        client.communicate()
 
 
 def run(daemon: DaemonProcess, tmp_path: Path, text: str, *arguments: str) -> str:
@@ -239,7 +253,7 @@ def test_a_fork_in_the_middle_of_a_transfer(daemon: DaemonProcess, tmp_path: Pat
 
 def test_closing_while_the_daemon_is_stopped(daemon: DaemonProcess, tmp_path: Path) -> None:
     """The goodbye waits in the connection: when the daemon runs again, what was closed is free, its process alive."""
-    client = program(
+    with living(
         daemon,
         tmp_path,
         """
@@ -251,23 +265,17 @@ def test_closing_while_the_daemon_is_stopped(daemon: DaemonProcess, tmp_path: Pa
         print("closed", flush=True)
         signal.pause()
         """,
-    )
-    try:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "leased\n"
+    ) as said:
+        assert said.readline() == "leased\n"
         daemon.stop()
-        assert client.stdout.readline() == "closed\n"
+        assert said.readline() == "closed\n"
         daemon.cont()
         eventually(lambda: daemon.used == 0)
-        assert client.poll() is None
-    finally:
-        client.send_signal(signal.SIGKILL)
-        client.communicate()
 
 
 def test_closing_after_an_eviction(daemon: DaemonProcess, tmp_path: Path) -> None:
     """An evicted client that closes its pool has let go, and lives on: nothing stays in quarantine."""
-    client = program(
+    with living(
         daemon,
         tmp_path,
         """
@@ -283,16 +291,10 @@ def test_closing_after_an_eviction(daemon: DaemonProcess, tmp_path: Path) -> Non
         print("closed", flush=True)
         signal.pause()
         """,
-    )
-    try:
-        assert client.stdout is not None
-        daemon.evict(int(client.stdout.readline()))
-        assert client.stdout.readline() == "closed\n"
+    ) as said:
+        daemon.evict(int(said.readline()))
+        assert said.readline() == "closed\n"
         eventually(lambda: daemon.used == 0)
-        assert client.poll() is None
-    finally:
-        client.send_signal(signal.SIGKILL)
-        client.communicate()
 
 
 def test_pools_that_come_and_go_leave_nothing(daemon: DaemonProcess, tmp_path: Path) -> None:
