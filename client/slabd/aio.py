@@ -11,12 +11,14 @@ of the daemon's queue. A pool belongs to one event loop, and to one process: a f
 
 from __future__ import annotations
 
+from sys import _getframe
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from slabd import arguments, arrays, operations
 from slabd.address import resolve
 from slabd.aio_transport import AioTransport
 from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
+from slabd.handle import Handle
 from slabd.lease import Block
 from slabd.session import Session
 from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
@@ -24,13 +26,14 @@ from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
 if TYPE_CHECKING:
     import os
     from collections.abc import Coroutine, Generator, Iterable
-    from types import TracebackType
+    from types import FrameType, TracebackType
     from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
 
+    from slabd.bell import Bell
     from slabd.channels import Tls
-    from slabd.handle import Handle
+    from slabd.holding import Holding
     from slabd.stats import Stats, UsableSize
 
 __all__ = ["AsyncLease", "AsyncPool", "AsyncRef", "Pending", "connect"]
@@ -74,21 +77,27 @@ class _AsyncBlock(Block):
 
     async def release(self) -> None:
         """Give the block back. See `slabd.Lease.release`."""
-        if not self._holding.released:
-            await operations.release(self._session, [self._holding])
+        holding = self._holding
+        if (cache := holding.cache) is not None and cache.give(holding, self._cycle):
+            return
+        if not (holding := self._current).released:
+            await operations.release(self._session, [holding])
 
     async def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of bytes of the block. See `slabd.Lease.read`."""
-        return await operations.read(self._session, self._holding, offset, length)
+        return await operations.read(self._session, self._current, offset, length)
 
     async def __aenter__(self) -> Self:
-        self._holding.check_held()
+        self._current.check_held()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await operations.leave(self._session, self._holding, failing=kind is not None)
+        holding = self._holding
+        if kind is None and (cache := holding.cache) is not None and cache.give(holding, self._cycle):
+            return
+        await operations.leave(self._session, self._current, failing=kind is not None)
 
 
 class AsyncRef(_AsyncBlock):
@@ -108,16 +117,19 @@ class AsyncLease(_AsyncBlock):
 
     async def share(self, opens: int = 1, ttl: float | None = None) -> Handle:
         """Make a handle. See `slabd.Lease.share`."""
-        (handle,) = await operations.share(self._session, [self._holding], opens=opens, ttl=ttl)
+        holding = self._current
+        if (handle := operations.share_at_once(self._session, holding, self._cycle, opens, ttl)) is not None:
+            return handle
+        (handle,) = await operations.share(self._session, [holding], opens=opens, ttl=ttl)
         return handle
 
     async def transfer(self, ttl: float | None = None) -> Handle:
         """Make a handle that hands the lease over. See `slabd.Lease.transfer`."""
-        return await operations.transfer(self._session, self._holding, ttl=ttl)
+        return await operations.transfer(self._session, self._current, ttl=ttl)
 
     async def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer of bytes into the block. See `slabd.Lease.write`."""
-        return await operations.write(self._session, self._holding, data, offset)
+        return await operations.write(self._session, self._current, data, offset)
 
 
 def connect(  # noqa: PLR0913  # options, by keyword
@@ -130,6 +142,8 @@ def connect(  # noqa: PLR0913  # options, by keyword
     connect_timeout: float = CONNECT_SECONDS,
     call_timeout: float = CALL_SECONDS,
     call_sites: bool = True,
+    lane: bool = True,
+    cache_bytes: int | None = None,
     tls: Tls | None = None,
 ) -> Pending[AsyncPool]:
     """Connect to a daemon. See `slabd.connect`."""
@@ -142,6 +156,8 @@ def connect(  # noqa: PLR0913  # options, by keyword
         connect_timeout=connect_timeout,
         call_timeout=call_timeout,
         call_sites=call_sites,
+        lane=lane,
+        cache_bytes=cache_bytes,
         tls=tls,
     )
     return Pending(_connect(settings))
@@ -155,6 +171,8 @@ async def _connect(settings: Settings) -> AsyncPool:
 class AsyncPool(PoolFace):
     """Blocks of one heap of one daemon, for one event loop. Made by `connect`. See `slabd.Pool`."""
 
+    _bell: Bell | None = None
+
     def lease(
         self,
         size: int,
@@ -165,7 +183,8 @@ class AsyncPool(PoolFace):
         call_site: str | None = None,
     ) -> Pending[AsyncLease]:
         """Lease a block. See `slabd.Pool.lease`."""
-        return Pending(self._lease_one(size, alignment, label, timeout, self._call_site(call_site)))
+        frame = _getframe(1) if self._call_sites and call_site is None else None
+        return Pending(self._lease_one(size, alignment, label, timeout, frame, call_site))
 
     async def lease_many(
         self,
@@ -177,7 +196,37 @@ class AsyncPool(PoolFace):
         call_site: str | None = None,
     ) -> list[AsyncLease]:
         """Lease several blocks, all or none. See `slabd.Pool.lease_many`."""
-        return await self._lease(list(sizes), alignment, label, timeout, self._call_site(call_site))
+        wanted, site = list(sizes), self._call_site(call_site)
+        if (taken := await self._take_many(wanted, alignment, label, site)) is not None:
+            return taken
+        return await self._lease(wanted, alignment, label, timeout, site)
+
+    async def _take_many(self, sizes: list[int], alignment: int, label: str, site: str) -> list[AsyncLease] | None:
+        """Lease blocks over the lane: all or none."""
+        if self._cache is None:
+            return None
+        leases: list[AsyncLease] = []
+        for size in sizes:
+            if (holding := await self._take(size, alignment, label, None, site)) is None:
+                for lease in leases:
+                    await lease.release()
+                return None
+            leases.append(AsyncLease(self._session, holding, label))
+        return leases
+
+    async def _take(
+        self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
+    ) -> Holding | None:
+        """Lease a block over the lane; None when it has to be asked for by gRPC."""
+        cache = self._cache
+        if cache is None or self._session.inherited:
+            return None
+        holding = cache.take(size, alignment, label, frame, call_site)
+        if holding is None:
+            if self._bell is None:
+                self._bell = cache.bell()
+            holding = await cache.get_async(size, alignment, label, frame, call_site, self._bell)
+        return holding
 
     def open(self, handle: Handle | bytes | str) -> Pending[AsyncRef | AsyncLease]:
         """Open a shared block. See `slabd.Pool.open`."""
@@ -208,7 +257,8 @@ class AsyncPool(PoolFace):
         plan = arrays.plan(shape, dtype)
         if not plan.nbytes:
             return plan.nothing()
-        lease = await self.lease(plan.nbytes, alignment=plan.alignment, label=label)
+        call_site = self._call_site(None)
+        lease = await self.lease(plan.nbytes, alignment=plan.alignment, label=label, call_site=call_site)
         return plan.over(lease.view)
 
     async def zeros(
@@ -249,12 +299,29 @@ class AsyncPool(PoolFace):
         )
         return [AsyncLease(session, holding, label) for holding in holdings]
 
-    async def _lease_one(
-        self, size: int, alignment: int, label: str, wait: float | PoolTimeout | None, call_site: str
+    async def _lease_one(  # a lease's arguments
+        self,
+        size: int,
+        alignment: int,
+        label: str,
+        wait: float | PoolTimeout | None,
+        frame: FrameType | None,
+        call_site: str | None,
     ) -> AsyncLease:
-        (lease,) = await self._lease([size], alignment, label, wait, call_site)
+        if wait is not POOL_TIMEOUT:
+            arguments.seconds(wait, "a timeout")
+        if (holding := await self._take(size, alignment, label, frame, call_site)) is not None:
+            return AsyncLease(self._session, holding, label)
+        site = self._call_site(call_site) if frame is None else arguments.site_of(frame)
+        (lease,) = await self._lease([size], alignment, label, wait, site)
         return lease
 
     async def _open_one(self, handle: Handle | bytes | str) -> AsyncRef | AsyncLease:
+        session = self._session
+        if (cache := session.cache) is not None:
+            session.check_usable()
+            parsed = Handle.coerce(handle)
+            if parsed.heap_id == session.heap_id and (holding := cache.open(parsed)) is not None:
+                return AsyncRef(session, holding)
         (block,) = await self.open_many([handle])
         return block

@@ -134,7 +134,11 @@ def label(text: Any) -> str:
 
 def caller() -> str:
     """Return the line of code, outside this package, that called into it."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # the documented way, and inspect costs a hundred times more
+    return site_of(sys._getframe(1))  # noqa: SLF001  # the documented way, and inspect costs a hundred times more
+
+
+def site_of(frame: FrameType | None) -> str:
+    """Return the line of code that a frame is at, or the first outside this package that called it."""
     while frame is not None and frame.f_code.co_filename.rpartition(os.sep)[0] == _HERE:
         frame = frame.f_back
     if frame is None:

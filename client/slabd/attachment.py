@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError
 from slabd import errors
 from slabd.descriptors import Descriptor
 from slabd.failures import error_of_reason
-from slabd.mapping import Mapping
+from slabd.lane import Lane, LaneDescriptors, register_for_barriers
+from slabd.mapping import COUNTS_VIEWS, Mapping
 from slabd.transport import Deadline
 from slabd_proto import attach
 from slabd_proto.v1 import attach_pb2, error_pb2, pool_pb2
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 _INT_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(attach.MAX_DESCRIPTORS * _INT_BYTES)
 _BACKLOG_PAUSE_SECONDS: Final = 0.01
+_LANE_DESCRIPTORS: Final = (
+    attach_pb2.ATTACH_DESCRIPTOR_GENERATIONS,
+    attach_pb2.ATTACH_DESCRIPTOR_LANE,
+    attach_pb2.ATTACH_DESCRIPTOR_DOORBELL,
+    attach_pb2.ATTACH_DESCRIPTOR_BELL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Attachment:
     connection: socket.socket
     descriptor: Descriptor
     mapping: Mapping
+    lane: Lane | None = None
 
     def hung_up(self) -> bool:
         """Return whether the daemon has dropped the session."""
@@ -76,6 +84,7 @@ def attach_to(address: LocalAddress, hello: attach_pb2.AttachHello, seconds: flo
     try:
         reply = _exchange(connection, hello, address, deadline, descriptors)
         mapping = _map(reply, descriptors, address)
+        lane = _lane(reply, descriptors)
         connection.settimeout(None)
     except BaseException:
         connection.close()
@@ -83,7 +92,7 @@ def attach_to(address: LocalAddress, hello: attach_pb2.AttachHello, seconds: flo
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    return Attachment(reply.session, connection, Descriptor(connection.fileno()), mapping)
+    return Attachment(reply.session, connection, Descriptor(connection.fileno()), mapping, lane)
 
 
 def _dial(address: LocalAddress, deadline: Deadline) -> socket.socket:
@@ -160,6 +169,17 @@ def _receive(connection: socket.socket, size: int, deadline: Deadline, descripto
             raise ConnectionResetError(0, "the daemon hung up without an answer")
         data += piece
     return data
+
+
+def _lane(reply: attach_pb2.AttachReply, descriptors: list[int]) -> Lane | None:
+    """Map the lane, if the daemon has sent one and it can be used here: else everything goes by gRPC."""
+    named = dict(zip(reply.descriptors, descriptors, strict=False))
+    if not COUNTS_VIEWS or any(kind not in named for kind in _LANE_DESCRIPTORS):
+        return None
+    with suppress(OSError, ValueError):
+        register_for_barriers()
+        return Lane.over(LaneDescriptors(*(named[kind] for kind in _LANE_DESCRIPTORS)))
+    return None
 
 
 def _map(reply: attach_pb2.AttachReply, descriptors: list[int], address: LocalAddress) -> Mapping:

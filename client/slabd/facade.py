@@ -36,6 +36,8 @@ class PoolFace:
 
     def _adopt(self, session: Session) -> None:
         self._session = session
+        self._cache = None if session.read_only else session.cache
+        self._call_sites = self._settings.call_sites
         # A pool that is dropped unclosed ends its session, once the last view of its blocks is gone too.
         self._finalizer = weakref.finalize(self, session.abandon)
         self._finalizer.atexit = False

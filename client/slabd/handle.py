@@ -34,6 +34,7 @@ class Handle:
     offset: int
     size: int
     transfer: bool
+    usable_size: int = 0
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Handle:
@@ -47,7 +48,13 @@ class Handle:
         except HandleFormatError as error:
             raise InvalidHandle(str(error)) from None
         return cls(
-            fields.heap_id, fields.slot, fields.generation, fields.offset, fields.requested_size, fields.transfer
+            fields.heap_id,
+            fields.slot,
+            fields.generation,
+            fields.offset,
+            fields.requested_size,
+            fields.transfer,
+            fields.size,
         )
 
     @classmethod
@@ -83,7 +90,13 @@ class Handle:
         """Return the handle that a message of the contract describes."""
         block = message.block
         return cls(
-            message.heap_id, block.slot, block.generation, message.offset, message.requested_size, message.transfer
+            message.heap_id,
+            block.slot,
+            block.generation,
+            message.offset,
+            message.requested_size,
+            message.transfer,
+            message.size,
         )
 
     def to_proto(self) -> pool_pb2.Handle:
@@ -94,10 +107,13 @@ class Handle:
             offset=self.offset,
             requested_size=self.size,
             transfer=self.transfer,
+            size=self.usable_size,
         )
 
     def __bytes__(self) -> bytes:
-        fields = HandleFields(self.heap_id, self.slot, self.generation, self.offset, self.size, self.transfer)
+        fields = HandleFields(
+            self.heap_id, self.slot, self.generation, self.offset, self.size, self.transfer, self.usable_size
+        )
         return pack_handle(fields)
 
     def __str__(self) -> str:

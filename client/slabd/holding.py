@@ -21,17 +21,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from slabd.errors import LeaseReleased, NotMapped
-from slabd.mapping import exports, is_alive, view_of
+from slabd.mapping import exports, is_alive, root_of, users_of_root, view_count, view_of
+from slabd_proto.lane import open_word
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable, Iterable, Sequence
 
+    from slabd.cache import Cache, SizeClass
+    from slabd.handle import Handle
     from slabd.mapping import Mapping
-    from slabd_proto.v1 import pool_pb2
+    from slabd_proto.lane import Completion
 
 
 # Deaths that somebody waited for are only cleared away in passing; this many may lie around.
 _QUIET_DEATHS: Final = 64
+# The call site of a block that was not leased yet.
+_NOWHERE: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,22 @@ class Returnable(Protocol):
     def serial(self) -> int:
         """Its number in this process; 0 when it never came into anybody's care."""
 
+    @property
+    def kind(self) -> SizeClass | None:
+        """The class whose cache may keep it; None when the daemon has to have it back."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether there has been a handle of it."""
+
+    @property
+    def offset(self) -> int:
+        """Where it starts in the heap."""
+
+    @property
+    def usable_size(self) -> int:
+        """How many bytes it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrantedBlock:
@@ -74,6 +96,10 @@ class GrantedBlock:
     name: BlockName
     owned: bool
     serial: int = 0
+    kind: SizeClass | None = None
+    shared: bool = False
+    offset: int = 0
+    usable_size: int = 0
 
 
 class _Bell(weakref.ref[Any]):
@@ -85,15 +111,33 @@ class _Bell(weakref.ref[Any]):
 
 
 class _AnchorRef(weakref.ref[Any]):
-    """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards."""
+    """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards.
 
-    __slots__ = ("__weakref__", "bell", "holding", "name", "owned", "serial")
+    `kind`, `offset` and `usable_size` are what a cache needs to use it again; `shared` says that it must not.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "bell",
+        "holding",
+        "kind",
+        "name",
+        "offset",
+        "owned",
+        "serial",
+        "shared",
+        "usable_size",
+    )
 
     serial: int
     name: BlockName
     owned: bool
     bell: _Bell
     holding: weakref.ref[Holding]
+    kind: SizeClass | None
+    offset: int
+    usable_size: int
+    shared: bool
 
 
 def _nothing() -> None:
@@ -131,6 +175,11 @@ class Holdings:
         """Whether blocks have views."""
         return self._mapping is not None
 
+    @property
+    def mapped_bytes(self) -> int:
+        """How large the mapping is; 0 without one."""
+        return 0 if self._mapping is None else len(self._mapping)
+
     def __contains__(self, serial: int) -> bool:
         return serial in self._records
 
@@ -159,14 +208,22 @@ class Holdings:
         record.serial, record.name, record.owned = holding.serial, holding.name, holding.owned
         record.bell = bell
         record.holding = weakref.ref(holding)
+        record.kind, record.shared = holding.kind, False
+        record.offset, record.usable_size = holding.offset, holding.usable_size
         holding.record = record
         self._records[holding.serial] = record
+        if holding.kind is not None:
+            holding.take_root(root_of(anchor))
+            return None, None
         return self.face(holding, anchor)
 
     def face(self, holding: Holding, anchor: Any) -> tuple[memoryview | None, object | None]:
         """Return what keeps an anchor alive: the view over it, or without a mapping the anchor itself."""
         if self._mapping is None:
             return None, anchor
+        if holding.kind is not None:
+            holding.take_root(root_of(anchor))
+            return holding.live_view, None
         return view_of(anchor, holding.size, writable=self._mapping.writable and holding.owned), None
 
     def claim(self, serials: Sequence[int], into: list[Returnable | None]) -> None:
@@ -196,6 +253,24 @@ class Holdings:
             self.claim([record.serial for record in dead if not record.bell.quiet], into)
         for _ in dead:
             self._dead.popleft()
+
+    def drop(self, holding: Holding) -> None:
+        """Forget a block that the daemon has taken back."""
+        holding.record.bell.quiet = True
+        self._records.pop(holding.serial, None)
+
+    def renumber(self, group: Iterable[Holding]) -> None:
+        """Give blocks new serial numbers: no forked child has anything to do with them."""
+        for holding in group:
+            record = self._records.pop(holding.serial, None)
+            if record is not None:
+                holding.serial = record.serial = self.next_serial()
+                self._records[holding.serial] = record
+
+    @property
+    def records(self) -> dict[int, Any]:
+        """The records by serial number. Whoever takes one out gives the block back."""
+        return self._records
 
     def has_dead(self) -> bool:
         """Whether `claim_dead` has something to do."""
@@ -233,33 +308,148 @@ class Holding:
     __slots__ = (
         "__weakref__",
         "_anchor",
-        "_view",
+        "at",
+        "cache",
+        "code",
+        "cycle",
         "holdings",
+        "kind",
+        "label",
+        "live_view",
         "name",
         "offset",
         "owned",
+        "promised",
+        "purpose",
         "record",
+        "root",
         "serial",
+        "shared",
         "size",
+        "slot",
         "usable_size",
+        "views",
+        "word",
     )
 
     record: _AnchorRef
+    views: ctypes.c_ssize_t
 
-    def __init__(self, holdings: Holdings, serial: int, block: pool_pb2.Block, *, owned: bool) -> None:
+    def __init__(  # noqa: PLR0913  # a block's fields
+        self,
+        holdings: Holdings,
+        name: BlockName,
+        offset: int,
+        usable_size: int,
+        size: int,
+        *,
+        owned: bool,
+        serial: int = 0,
+        cache: Cache | None = None,
+        kind: SizeClass | None = None,
+    ) -> None:
+        """Take a block into care. With a `kind` it begins cached: it has a root, and a view only from `begin_cycle` on.
+
+        `cycle` counts its leases. `word` is what its generation looks like while it is granted. `code`, `at`, `label`
+        and `purpose` are the last lease's, for the next one from the same line.
+        """
         self.holdings = holdings
-        self.serial = serial
-        self.name = BlockName(block.ref.slot, block.ref.generation)
-        self.offset = block.offset
-        self.size = block.requested_size
-        self.usable_size = block.size
+        self.serial = serial or holdings.next_serial()
+        self.name = name
+        self.slot = name.slot
+        self.word = open_word(name.generation)
+        self.offset = offset
+        self.size = size
+        self.usable_size = usable_size
         self.owned = owned
-        self._view, self._anchor = holdings.anchor(self)
+        self.cache = cache
+        self.kind = kind
+        self.cycle = 0
+        self.shared = False
+        self.promised = 0
+        self.code: object = None
+        self.at: object = _NOWHERE
+        self.label = ""
+        self.purpose = 0
+        self.root: memoryview | None = None
+        self.live_view: memoryview | None = None
+        self._anchor: object | None = None
+        self.live_view, self._anchor = holdings.anchor(self)
 
     @property
     def released(self) -> bool:
         """Whether the block has been given back, or left to the garbage collector."""
-        return self._view is None and self._anchor is None
+        return self.live_view is None and self._anchor is None
+
+    # -- leased again and again, see slabd.cache
+
+    def take_root(self, root: memoryview) -> None:
+        """Have a view over all of the block, of which each lease's view is a slice."""
+        self.root, self.views = root, view_count(root)
+
+    def begin_cycle(self, size: int) -> None:
+        """Begin a lease of a block that was cached."""
+        root = self.root
+        assert root is not None  # noqa: S101  # what is cached has one
+        self.size = size
+        self.live_view = root[:size]
+
+    def end_cycle(self, cycle: int) -> bool:
+        """End this lease of the block; False when it had ended before. No thread comes between the two lines.
+
+        CPython with a GIL switches threads, and runs signal handlers, only after calls and at jumps back.
+        """
+        if self.cycle != cycle:
+            return False
+        self.cycle = cycle + 1
+        return True
+
+    def undo_cycle(self) -> None:
+        """Go on with a lease that could not end."""
+        self.cycle -= 1
+
+    @classmethod
+    def cached(cls, holdings: Holdings, cache: Cache, kind: SizeClass, entry: Completion) -> Holding:
+        """Take a block into care that the daemon has granted over the lane."""
+        name = BlockName(entry.slot, entry.generation)
+        return cls(holdings, name, entry.offset, entry.size, entry.size, owned=True, cache=cache, kind=kind)
+
+    @classmethod
+    def again(cls, holdings: Holdings, cache: Cache, kind: SizeClass, block: Returnable) -> Holding:
+        """Take a block into care again whose anchor has died."""
+        size = block.usable_size
+        return cls(holdings, block.name, block.offset, size, size, owned=True, cache=cache, kind=kind)
+
+    @classmethod
+    def opened(cls, holdings: Holdings, cache: Cache, handle: Handle) -> Holding:
+        """Take a block into care that was opened without asking."""
+        name = BlockName(handle.slot, handle.generation)
+        usable = max(handle.usable_size, handle.size)
+        return cls(holdings, name, handle.offset, usable, handle.size, owned=False, cache=cache)
+
+    def quietly_gone(self) -> None:
+        """Let the anchor die unnoticed: it has been seen to that the block is given back."""
+        self.record.bell.quiet = True
+        self.root = None
+
+    def gone(self) -> Holding:
+        """Return a stand-in for a lease of this block that has ended."""
+        stand_in: Holding = object.__new__(Holding)
+        stand_in.name, stand_in.offset, stand_in.usable_size = self.name, self.offset, self.usable_size
+        stand_in.live_view = stand_in.root = stand_in._anchor = stand_in.cache = stand_in.kind = None
+        stand_in.cycle, stand_in.owned, stand_in.size = -1, self.owned, self.size
+        return stand_in
+
+    def in_use(self, error: BufferError) -> BufferError:
+        """Return the error for a block that cannot be let go of, in our words."""
+        if self.exports():
+            return error
+        return BufferError(f"block {self.name} is still in use: something holds its view's buffer")
+
+    def check_unused(self) -> None:
+        """Raise BufferError when the block's memory is used through its view."""
+        if count := self.exports():
+            raise BufferError(f"block {self.name} is still in use: {count} views, slices or arrays of it exist")
 
     @property
     def view(self) -> memoryview:
@@ -269,7 +459,7 @@ class Holding:
             LeaseReleased: the block has been given back.
             NotMapped: this process has no mapping of the heap.
         """
-        if (view := self._view) is not None:
+        if (view := self.live_view) is not None:
             return view
         self.check_held()
         raise NotMapped("a pool over TCP cannot map the heap, so there is no view: use read() and write()")
@@ -281,9 +471,11 @@ class Holding:
 
     def exports(self) -> int:
         """Return how many other objects use the block's memory through its view."""
-        view = self._view
+        view = self.live_view
         try:
-            return 0 if view is None else exports(view)
+            if view is None:
+                return 0
+            return exports(view) if self.root is None else users_of_root(self.root, self.views)
         except ValueError:  # another thread has let go of it between the two lines
             return 0
 
@@ -295,21 +487,20 @@ class Holding:
         """
         if self.released:
             return
-        if count := self.exports():
-            raise BufferError(f"block {self.name} is still in use: {count} views, slices or arrays of it exist")
+        self.check_unused()
         self.record.bell.quiet = True
         try:
-            if (view := self._view) is not None:
+            if (view := self.live_view) is not None:
                 view.release()
-        except BufferError:
+        except BufferError as error:
             self.record.bell.quiet = False
-            raise BufferError(f"block {self.name} is still in use: something holds its view's buffer") from None
+            raise self.in_use(error) from None
         view = None
         self.forget()
 
     def forget(self) -> None:
         """Leave the block to its anchor: it is given back when the last view of it is gone."""
-        self._view = self._anchor = None
+        self.live_view = self._anchor = self.root = None
 
     def check_untouched(self) -> None:
         """After `let_go`: raise BufferError when another thread has made a slice of the view at the last moment."""
@@ -326,10 +517,12 @@ class Holding:
         """After `let_go` and before the block is given back: make a new view, because it is kept after all."""
         anchor = self.record()
         if anchor is None:
-            self._view, self._anchor = self.holdings.anchor(self)
+            self.live_view, self._anchor = self.holdings.anchor(self)
         else:  # another thread made a slice at the last moment: the old anchor goes on
             self.record.bell.quiet = False
-            self._view, self._anchor = self.holdings.face(self, anchor)
+            self.live_view, self._anchor = self.holdings.face(self, anchor)
+        if self.kind is not None:
+            self.begin_cycle(self.size)
 
 
 def let_go(holdings: Iterable[Holding]) -> None:

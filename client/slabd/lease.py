@@ -25,12 +25,14 @@ B = TypeVar("B", bound="Block")
 class Block:
     """What a lease and a reference have in common, whatever the world they live in."""
 
-    __slots__ = ("__weakref__", "_holding", "_label", "_session")
+    __slots__ = ("__weakref__", "_cycle", "_holding", "_label", "_session", "_size")
 
     def __init__(self, session: Session, holding: Holding, label: str = "") -> None:
         self._session = session
         self._holding = holding
         self._label = label
+        self._cycle = holding.cycle
+        self._size = holding.size
 
     @property
     def view(self) -> memoryview:
@@ -40,12 +42,15 @@ class Block:
             LeaseReleased: the block has been released.
             NotMapped: the pool is connected over TCP.
         """
-        return self._holding.view
+        holding = self._holding
+        if self._cycle == holding.cycle and (view := holding.live_view) is not None:
+            return view
+        return self._current.view
 
     @property
     def size(self) -> int:
         """How many bytes were asked for."""
-        return self._holding.size
+        return self._size
 
     @property
     def usable_size(self) -> int:
@@ -65,15 +70,21 @@ class Block:
     @property
     def released(self) -> bool:
         """Whether the block has been given back."""
-        return self._holding.released
+        return self._current.released
+
+    @property
+    def _current(self) -> Holding:
+        """The block, as long as this lease of it lasts; then a stand-in that says that it was released."""
+        holding = self._holding
+        return holding if self._cycle == holding.cycle else holding.gone()
 
     @property
     def inside(self) -> tuple[Session, Holding]:
         """For this package: what the block is made of."""
-        return self._session, self._holding
+        return self._session, self._current
 
     def __len__(self) -> int:
-        return self._holding.size
+        return self._size
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} does not travel: send the handle that share() or transfer() returns")
@@ -99,8 +110,11 @@ class _BlockingBlock(Block):
             DaemonUnavailable, DeadlineExceeded: the daemon does not answer; the block is given back as soon as it does.
             InheritedByFork: the lease belongs to the parent process.
         """
-        if not self._holding.released:
-            complete(operations.release(self._session, [self._holding]))
+        holding = self._holding
+        if (cache := holding.cache) is not None and cache.give(holding, self._cycle):
+            return
+        if not (holding := self._current).released:
+            complete(operations.release(self._session, [holding]))
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of `length` bytes from `offset` on, of all the rest by default. Works over TCP too.
@@ -109,16 +123,19 @@ class _BlockingBlock(Block):
             OutOfRange: that reaches past the end.
             LeaseReleased: the block has been released.
         """
-        return complete(operations.read(self._session, self._holding, offset, length))
+        return complete(operations.read(self._session, self._current, offset, length))
 
     def __enter__(self) -> Self:
-        self._holding.check_held()
+        self._current.check_held()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        complete(operations.leave(self._session, self._holding, failing=kind is not None))
+        holding = self._holding
+        if kind is None and (cache := holding.cache) is not None and cache.give(holding, self._cycle):
+            return
+        complete(operations.leave(self._session, self._current, failing=kind is not None))
 
 
 class Ref(_BlockingBlock):
@@ -141,7 +158,10 @@ class Lease(_BlockingBlock):
 
         The block stays until they have, even when the lease is released first. A `ttl` of None is the daemon's default.
         """
-        (handle,) = complete(operations.share(self._session, [self._holding], opens=opens, ttl=ttl))
+        holding = self._current
+        if (handle := operations.share_at_once(self._session, holding, self._cycle, opens, ttl)) is not None:
+            return handle
+        (handle,) = complete(operations.share(self._session, [holding], opens=opens, ttl=ttl))
         return handle
 
     def transfer(self, ttl: float | None = None) -> Handle:
@@ -150,7 +170,7 @@ class Lease(_BlockingBlock):
         Raises:
             BufferError: slices, arrays or other users of the view exist; nothing has changed.
         """
-        return complete(operations.transfer(self._session, self._holding, ttl=ttl))
+        return complete(operations.transfer(self._session, self._current, ttl=ttl))
 
     def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer of bytes into the block, and return its length. Works over TCP too.
@@ -159,4 +179,4 @@ class Lease(_BlockingBlock):
             OutOfRange: it reaches past the end; nothing was written.
             LeaseReleased: the block has been released.
         """
-        return complete(operations.write(self._session, self._holding, data, offset))
+        return complete(operations.write(self._session, self._current, data, offset))

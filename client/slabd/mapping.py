@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
     Anchor: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 
+_EXPORTS_OFFSET: Final = object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
+# What `view_count` says of a block that has a root and one view, and what getrefcount(root.obj) says if nobody else has
+# the anchor.
+ROOT_AND_VIEW: Final = 2
+ANCHOR_ALONE: Final = 2
 # ctypes makes a type for each length, in 8 us, and forgets it with its last array; blocks come in few sizes.
 _TYPES_KEPT: Final = 512
 
@@ -82,10 +87,46 @@ def view_of(anchor: Anchor, size: int, *, writable: bool) -> memoryview:
     return view if writable else view.toreadonly()
 
 
+def root_of(anchor: Any) -> memoryview:
+    """Return a writable view of all of an anchor's bytes, of format "B". Slices of it are views of the same buffer."""
+    return memoryview(anchor).cast("B")
+
+
 def exports(view: memoryview) -> int:
-    """Return how many other objects use the memory of a view made by `view_of`."""
+    """Return how many other objects use the memory of a view made by `view_of`, or sliced from a root."""
     with _counting:
         return _references(view) - _UNTOUCHED
+
+
+def view_count(root: memoryview) -> ctypes.c_ssize_t:
+    """Return a live counter of the views over a root's buffer that are not released, the root included.
+
+    It is `exports` of CPython's _PyManagedBufferObject (Include/cpython/memoryobject.h), behind the object's header and
+    an int. References to the buffer would also count views that are released and still in somebody's variable. The
+    counter is good as long as the root is.
+    """
+    return ctypes.c_ssize_t.from_address(id(gc.get_referents(root)[0]) + _EXPORTS_OFFSET)
+
+
+def users_of_root(root: memoryview, count: ctypes.c_ssize_t) -> int:
+    """Return how many use a block's memory beside its root and one view."""
+    with _counting:
+        return count.value - ROOT_AND_VIEW + sys.getrefcount(root.obj) - ANCHOR_ALONE
+
+
+def _counts_views() -> bool:
+    """Try `view_count` on memory of our own."""
+    root = root_of(_array_type(8).from_buffer(bytearray(8)))
+    count = view_count(root)
+    found = [count.value]
+    view = root[:4]
+    found.append(count.value)
+    part = view[1:2]
+    found.append(count.value)
+    view.release()
+    found.append(count.value)
+    part.release()
+    return [*found, count.value] == [1, 2, 3, 2, 1] and sys.getrefcount(root.obj) == ANCHOR_ALONE
 
 
 def is_alive(watcher: weakref.ref[Any]) -> bool:
@@ -143,3 +184,5 @@ def _reset_in_child() -> None:
 
 os.register_at_fork(after_in_child=_reset_in_child)
 _UNTOUCHED: Final = _references(view_of(_array_type(8).from_buffer(bytearray(8)), 4, writable=False))
+COUNTS_VIEWS: Final = _counts_views()
+"""Whether `view_count` works here: then blocks can be used again with the same root."""

@@ -147,8 +147,29 @@ async def share(session: Session, group: Sequence[Holding], *, opens: Any, ttl: 
     if not group:
         return []
     _check_batch(len(group), "leases")
-    results = await _share(session, [_share_item(holding, count, life, transfer=False) for holding in group])
+    results = await _share(session, group, [_share_item(holding, count, life, transfer=False) for holding in group])
     return [Handle.from_proto(result.handle) for result in results]
+
+
+def share_at_once(session: Session, holding: Holding, cycle: int, opens: Any, ttl: float | None) -> Handle | None:
+    """Make a handle over the lane, without asking; None where there is none, or the daemon has to be asked."""
+    cache = holding.cache
+    if cache is None:
+        return None
+    session.check_usable()
+    count, life = arguments.opens(opens), arguments.seconds(ttl, "a time to live")
+    holding.check_held()
+    if not cache.share(holding, cycle, count, life):
+        return None
+    return Handle(
+        session.heap_id,
+        holding.slot,
+        holding.name.generation,
+        holding.offset,
+        holding.size,
+        transfer=False,
+        usable_size=holding.usable_size,
+    )
 
 
 async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> Handle:
@@ -166,7 +187,7 @@ async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> 
     try:
         holding.check_untouched()
         _check_heirs(session, holding)  # a child may have been forked before the view was gone
-        (result,) = await _share(session, [item])
+        (result,) = await _share(session, [holding], [item])
     except BaseException:
         session.restore([holding])
         raise
@@ -300,7 +321,13 @@ async def usable_size(session: Session, size: Any, alignment: Any) -> UsableSize
     return UsableSize(response.min_size, response.max_size)
 
 
-async def _share(session: Session, items: Sequence[pool_pb2.ShareItem]) -> Sequence[pool_pb2.ShareResult]:
+async def _share(
+    session: Session, group: Sequence[Holding], items: Sequence[pool_pb2.ShareItem]
+) -> Sequence[pool_pb2.ShareResult]:
+    for holding in group:
+        if holding.cache is not None:
+            holding.cache.note_size(holding)
+        holding.shared = holding.record.shared = True
     request = pool_pb2.ShareRequest(session=session.key, sequence=session.returning.next_sequence(), items=items)
     transport = session.line.transport
     results = (await session.line.call(lambda seconds: transport.unary(SHARE, request, seconds))).results

@@ -27,6 +27,7 @@ from slabd_proto.v1 import pool_pb2
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from slabd.cache import Cache
     from slabd.calls import Line
     from slabd.heirs import Heirs
     from slabd.holding import Holdings, Returnable
@@ -70,6 +71,7 @@ class Returning:
         self._sequences = itertools.count(1)
         self._unsettled: deque[Unsettled] = deque()
         self._owed: deque[Errand] = deque()
+        self.cache: Cache | None = None
         self.lost = False
         self.blocks_returned = 0
 
@@ -114,6 +116,13 @@ class Returning:
         free = [block for block in present if not self._heirs.keep(block)]
         if len(free) < len(present):
             self._transport.wake()  # the housekeeping looks more often while something is kept
+        if self.cache is not None:
+            left = [block for block in free if not self.cache.take_back(block)]
+            self.blocks_returned += len(free) - len(left)
+            return self._requests(left)
+        return self._requests(free)
+
+    def _requests(self, free: Sequence[Returnable]) -> list[Errand]:
         errands: list[Errand] = []
         for owned, rpc in ((True, RELEASE), (False, CLOSE)):
             refs = [_ref(block) for block in free if block.owned == owned]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from slabd import errors, forking
 from slabd.address import LocalAddress
 from slabd.attachment import attach_to
+from slabd.cache import Cache
 from slabd.calls import Line, once
 from slabd.heirs import Heirs
 from slabd.holding import BlockName, GrantedBlock, Holding, Holdings
@@ -36,6 +37,8 @@ _RETRY_SECONDS: Final = 0.5
 _HEIRS_SECONDS: Final = 0.05
 # A wake-up can be lost to a KeyboardInterrupt inside the garbage collector; nothing that is dead lies longer than this.
 _PATROL_SECONDS: Final = 10.0
+# How often the cache is looked through for blocks that are idle, as long as there are any.
+_TRIM_SECONDS: Final = 1.0
 # A keep-alive may be late twice before the daemon gives a session up.
 _KEEP_ALIVES_PER_TTL: Final = 3
 
@@ -59,9 +62,11 @@ class Session:
         self._ttl: Final = granted.ttl.ToTimedelta().total_seconds()
         self._attachment: Final = attachment
         self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
+        self.cache: Final = self._make_cache(attachment)
         self.heirs: Final = Heirs()
         self.line: Final = Line(transport, settings.call_timeout, self._check_alive)
         self.returning: Final = Returning(self.key, self.line, self.holdings, self.heirs, self._hung_up)
+        self.returning.cache = self.cache
         self._transport: Final = transport
         self._state_lock = threading.Lock()
         self._closing = False
@@ -70,6 +75,17 @@ class Session:
         forking.register(self)
         _open_sessions.add(self)
         transport.start(self._keep_house, f"slabd-{granted.key.id}")
+
+    def _make_cache(self, attachment: Attachment | None) -> Cache | None:
+        if attachment is None or attachment.lane is None:
+            return None
+        attachment.lane.claim_by(self.holdings.records)
+        return Cache(
+            attachment.lane,
+            self.holdings,
+            attachment.connection.fileno(),
+            0 if self.read_only else self.settings.cache_bytes,
+        )
 
     @classmethod
     async def open(cls, transport: Transport, settings: Settings) -> Session:
@@ -90,7 +106,9 @@ class Session:
         access = pool_pb2.ACCESS_MODE_READ_ONLY if settings.read_only else pool_pb2.ACCESS_MODE_READ_WRITE
         address, seconds = settings.address, settings.connect_timeout
         if isinstance(address, LocalAddress):
-            hello = attach_pb2.AttachHello(heap=settings.heap, access=access, name=settings.session_name)
+            hello = attach_pb2.AttachHello(
+                heap=settings.heap, access=access, name=settings.session_name, lane=settings.lane
+            )
             attachment = await transport.do(lambda: attach_to(address, hello, seconds))
             return cls(transport, settings, attachment.session, attachment)
         request = pool_pb2.OpenSessionRequest(heap=settings.heap, access=access, name=settings.session_name)
@@ -131,7 +149,7 @@ class Session:
             with self._state_lock:
                 self.check_usable()
                 for serial, (block, owned) in zip(serials, blocks, strict=True):
-                    made.append(Holding(self.holdings, serial, block, owned=owned))  # see below
+                    made.append(self._holding(serial, block, owned=owned))  # see below
         except BaseException:
             # An interrupt. What has a record returns with its anchor, which `made` kept from dying before this look.
             missing = [
@@ -142,6 +160,16 @@ class Session:
             self.returning.owe(missing)
             raise
         return made
+
+    def _holding(self, serial: int, block: pool_pb2.Block, *, owned: bool) -> Holding:
+        name = BlockName(block.ref.slot, block.ref.generation)
+        size = block.requested_size
+        holding = Holding(
+            self.holdings, name, block.offset, block.size, size, owned=owned, serial=serial, cache=self.cache
+        )
+        if self.cache is not None:
+            self.cache.adopted(holding)
+        return holding
 
     def restore(self, group: Sequence[Holding]) -> None:
         """Take blocks back into care whose views were made invalid for nothing."""
@@ -164,6 +192,9 @@ class Session:
                 return
             self.holdings.let_go_all()
             self._closing = True
+            if self.cache is not None:
+                self.cache.lane.flush()
+                self.cache.stop()
         await self._end()
 
     async def leave(self, *, failing: bool) -> None:
@@ -200,6 +231,9 @@ class Session:
             _open_sessions.discard(self)
             self._transport.wake()
             self.heirs.close()
+            if self.cache is not None:
+                self.cache.stop()
+                self.cache.lane.close()
             await self._transport.close()
 
     def _detach(self) -> bool:
@@ -221,6 +255,8 @@ class Session:
         keep_alive = Deadline(interval)
         while not self.ended:
             pause = _RETRY_SECONDS if self.returning.has_work() else _PATROL_SECONDS
+            if self.cache is not None and self.cache.tick():
+                pause = min(pause, _TRIM_SECONDS)
             pause = _HEIRS_SECONDS if self.heirs.keeping else pause
             try:
                 await self._transport.wait(min(pause, keep_alive.remaining or pause))
@@ -242,6 +278,8 @@ class Session:
 
     def _is_left(self) -> bool:
         """Whether nobody can use the session any more, although nobody has closed it."""
+        if self._abandoned and self.cache is not None:
+            self.cache.empty()
         return self._abandoned and not self.ended and not len(self.holdings) and not self.returning.has_work()
 
     async def _keep_alive(self, seconds: float) -> None:
@@ -272,7 +310,10 @@ class Session:
     def has_forked(self) -> None:
         """Note that a child may touch what there is now."""
         if not self.inherited:
-            self.heirs.has_forked(self.holdings.next_serial())
+            last = self.holdings.next_serial()
+            self.heirs.has_forked(last)
+            if self.cache is not None:
+                self.cache.has_forked(last)
             self._state_lock.release()
 
     def become_inherited(self) -> None:
@@ -281,6 +322,8 @@ class Session:
         While a view is left here the connection stays, which tells the daemon that somebody can touch the blocks of a
         session that has ended, and the pipe, which tells the parent that somebody can touch those it is done with.
         """
+        if self.cache is not None:
+            self.cache.stop()
         self._state_lock = threading.Lock()
         self.heirs.inherit()
         self.holdings.become_inherited(self._renounce)

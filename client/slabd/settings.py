@@ -30,6 +30,8 @@ class Settings:
     connect_timeout: float = CONNECT_SECONDS
     call_timeout: float = CALL_SECONDS
     call_sites: bool = True
+    lane: bool = True
+    cache_bytes: int | None = None
     tls: Tls | None = None
 
     @property
@@ -43,6 +45,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.name is not None and len(self.name.encode()) > _NAME_BYTES:
             raise InvalidArgument(f"a session's name has at most {_NAME_BYTES} bytes, not {len(self.name.encode())}")
+        if self.cache_bytes is not None and self.cache_bytes < 0:
+            raise InvalidArgument(f"cache_bytes is at least 0, not {self.cache_bytes!r}")
         for what, seconds in (("connect_timeout", self.connect_timeout), ("call_timeout", self.call_timeout)):
             if not seconds > 0:
                 raise InvalidArgument(f"{what} is a number of seconds above 0, not {seconds!r}")

@@ -1,7 +1,7 @@
 """The bytes of a handle: 48 of them, fixed, little-endian, with a checksum.
 
 magic "SH" · version u8 · flags u8 (bit 0: transfer) · crc32 u32 of the rest · heap_id u64 · slot u32 · generation u32 ·
-offset u64 · requested_size u64 · reserved u64 (zero). Its text form is base64url of the same bytes. Pure.
+offset u64 · requested_size u64 · size u64 (the block's, 0 when not known). Its text form is base64url of the same bytes. Pure.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class HandleFields:
     offset: int
     requested_size: int
     transfer: bool
+    size: int = 0
 
 
 def pack_handle(fields: HandleFields) -> bytes:
     """Return the HANDLE_BYTES bytes of a handle."""
-    body = _BODY.pack(fields.heap_id, fields.slot, fields.generation, fields.offset, fields.requested_size, 0)
+    body = _BODY.pack(fields.heap_id, fields.slot, fields.generation, fields.offset, fields.requested_size, fields.size)
     flags = _TRANSFER if fields.transfer else 0
     return _HEAD.pack(_MAGIC, _VERSION, flags, zlib.crc32(body, flags)) + body
 
@@ -58,8 +59,8 @@ def unpack_handle(data: bytes) -> HandleFields:
         raise HandleFormatError(f"no handle of version {_VERSION}: it begins with {data[:4]!r}")
     if checksum != zlib.crc32(body, flags):
         raise HandleFormatError("the handle is damaged: its checksum does not match")
-    heap_id, slot, generation, offset, requested_size, _ = _BODY.unpack(body)
-    return HandleFields(heap_id, slot, generation, offset, requested_size, bool(flags & _TRANSFER))
+    heap_id, slot, generation, offset, requested_size, size = _BODY.unpack(body)
+    return HandleFields(heap_id, slot, generation, offset, requested_size, bool(flags & _TRANSFER), size)
 
 
 def handle_text(data: bytes) -> str:

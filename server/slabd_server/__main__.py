@@ -57,7 +57,7 @@ def _serve(given: dict[str, Any]) -> int:
     from slabd_server import daemon  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(daemon.run(loaded.config))
+        return runner.run(daemon.run(loaded.config, lambda: load(given, os.environ).config))
 
 
 def _check_config(given: dict[str, Any]) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from slabd_server.core.stats import HeapInfo, LeaseInfo, SessionInfo
     from slabd_server.dispatch import Dispatcher
+    from slabd_server.lanes import Lanes
     from slabd_server.segments import HeapSegment
     from slabd_server.wire import Context
 
@@ -49,18 +50,21 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self,
         dispatcher: Dispatcher,
         segments: Mapping[str, HeapSegment],
+        lanes: Lanes,
         whereabouts: Whereabouts,
         set_serving: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._dispatcher = dispatcher
         self._engine = dispatcher.engine
         self._segments = segments
+        self._lanes = lanes
         self._whereabouts = whereabouts
         self._set_serving = set_serving
         self._started = dispatcher.now()
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         """Describe the daemon."""
+        self._lanes.look()
         now = self._dispatcher.now()
         return admin_pb2.GetStatusResponse(
             version=__version__,
@@ -77,23 +81,28 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ListSessionsRequest, context: Context
     ) -> admin_pb2.ListSessionsResponse:
         """List sessions."""
+        self._lanes.look()
         found = inspection.sessions(self._engine, request.heap, self._dispatcher.now())
         return admin_pb2.ListSessionsResponse(sessions=[_session(info) for info in found])
 
     async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Context) -> admin_pb2.ListLeasesResponse:
         """List granted blocks."""
-        limit = request.limit or _LEASES_LISTED
-        found, total = inspection.leases(self._engine, request.heap, request.session_id, limit, self._dispatcher.now())
+        self._lanes.look()
+        limit, now = request.limit or _LEASES_LISTED, self._dispatcher.now()
+        found, total = inspection.leases(self._engine, request.heap, request.session_id, limit, now)
+        found = sorted((self._lanes.described(info, now) for info in found), key=lambda info: -info.age)
         return admin_pb2.ListLeasesResponse(leases=[_lease(info) for info in found], total=total)
 
     async def ListHeaps(self, request: admin_pb2.ListHeapsRequest, context: Context) -> admin_pb2.ListHeapsResponse:
         """List heaps."""
+        self._lanes.look()
         now = self._dispatcher.now()
         infos = [inspection.heap_info(served, now) for served in self._engine.heaps.values()]
         return admin_pb2.ListHeapsResponse(heaps=[_heap(info, self._segments[info.stats.name]) for info in infos])
 
     async def Check(self, request: admin_pb2.CheckRequest, context: Context) -> admin_pb2.CheckResponse:
         """Check every structure."""
+        self._lanes.look()
         found = inspection.check(self._engine)
         return admin_pb2.CheckResponse(ok=not found.problems, problems=found.problems, blocks=found.blocks)
 
@@ -132,6 +141,7 @@ def _session(info: SessionInfo) -> admin_pb2.SessionInfo:
         leases=info.leases,
         opens=info.opens,
         used_bytes=info.used_bytes,
+        cached_bytes=info.cached_bytes,
         waiters=info.waiters,
         oldest_lease_age=None if info.oldest_lease_age is None else wire.duration(info.oldest_lease_age),
     )

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from slabd_server.core.records import SessionId
     from slabd_server.core.sessions import Session
     from slabd_server.dispatch import Dispatcher
+    from slabd_server.lane_memory import GenerationTable
+    from slabd_server.lanes import Lanes
     from slabd_server.segments import HeapSegment
 
 HANDSHAKE_SECONDS: Final = 5.0
@@ -81,10 +83,18 @@ class _Connection:
 class AttachServer:
     """Accepts clients on the attach socket and watches the sessions it opened for them."""
 
-    def __init__(self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        segments: Mapping[str, HeapSegment],
+        lanes: Lanes,
+        tables: Mapping[str, GenerationTable],
+    ) -> None:
         self._dispatcher = dispatcher
         self._engine = dispatcher.engine
         self._segments = segments
+        self._lanes = lanes
+        self._tables = tables
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -211,7 +221,7 @@ class AttachServer:
         self._loop.add_reader(pidfd, self._exited, session.id)
         heap = session.books.name
         log.info("session %d %r (pid %s, uid %s) attached to %s", session.id, session.name, peer.pid, peer.uid, heap)
-        self._welcome(connection, session, heap_fd)
+        self._welcome(connection, session, heap_fd, lane=hello.lane)
         return True
 
     def _heap_fd(self, heap: str, access: Access) -> int:
@@ -222,19 +232,40 @@ class AttachServer:
         except OSError as error:
             raise _no_descriptor(error) from None
 
-    def _welcome(self, connection: socket.socket, session: Session, heap_fd: int) -> None:
+    def _welcome(self, connection: socket.socket, session: Session, heap_fd: int, *, lane: bool) -> None:
         served = self._engine.heaps[session.books.name]
-        reply = attach_pb2.AttachReply(
-            session=wire.session(session, served, __version__),
-            descriptors=[attach_pb2.ATTACH_DESCRIPTOR_HEAP],
-        )
-        try:
+        with contextlib.ExitStack() as sent:
+            sent.callback(os.close, heap_fd)
+            descriptors: dict[attach_pb2.AttachDescriptor.ValueType, int] = {attach_pb2.ATTACH_DESCRIPTOR_HEAP: heap_fd}
+            if lane:
+                descriptors |= self._lane_fds(session, sent)
+            reply = attach_pb2.AttachReply(
+                session=wire.session(session, served, __version__), descriptors=list(descriptors)
+            )
             # A frame fits any socket buffer, so this never blocks; a client that is gone already is heard by its
             # hang-up.
             with contextlib.suppress(ConnectionError, BlockingIOError):
-                socket.send_fds(connection, [pack_frame(reply.SerializeToString())], [heap_fd])
-        finally:
-            os.close(heap_fd)
+                socket.send_fds(connection, [pack_frame(reply.SerializeToString())], list(descriptors.values()))
+
+    def _lane_fds(
+        self, session: Session, sent: contextlib.ExitStack
+    ) -> dict[attach_pb2.AttachDescriptor.ValueType, int]:
+        """Make a lane, and return its descriptors, in the order in which they are sent; none when it cannot be had."""
+        try:
+            generations = self._tables[session.books.name].read_only_fd()
+        except OSError as error:
+            log.warning("session %d gets no lane and uses gRPC alone: %s", session.id, error)
+            return {}
+        sent.callback(os.close, generations)
+        lane = self._lanes.open(session)
+        if lane is None:
+            return {}
+        return {
+            attach_pb2.ATTACH_DESCRIPTOR_GENERATIONS: generations,
+            attach_pb2.ATTACH_DESCRIPTOR_LANE: lane.segment.fd,
+            attach_pb2.ATTACH_DESCRIPTOR_DOORBELL: lane.doorbell,
+            attach_pb2.ATTACH_DESCRIPTOR_BELL: lane.bell,
+        }
 
     def _say_no(self, connection: socket.socket, reply: attach_pb2.AttachReply) -> None:
         with contextlib.suppress(OSError):
@@ -258,6 +289,7 @@ class AttachServer:
         closed = data == GOODBYE
         if closed:
             data = _receive(watched.socket)
+        self._lanes.drain(session)
         if data == b"":
             self._drop_socket(session)
             done = self._engine.hang_up(session, now=self._dispatcher.now(), closed=closed)
@@ -283,10 +315,12 @@ class AttachServer:
 
     def _exited(self, session: SessionId) -> None:
         self._drop_pidfd(session)
+        self._lanes.drain(session)
         self._dispatcher.perform(self._engine.process_gone(session, now=self._dispatcher.now()).effects)
 
     def forget(self, session: SessionId) -> None:
         """Stop watching a session; one that was not attached here is no error."""
+        self._lanes.forget(session)
         self._drop_socket(session)
         self._drop_pidfd(session)
         self._connections.pop(session, None)

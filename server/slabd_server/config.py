@@ -192,6 +192,15 @@ class HeapConfig:
         section=_HEAPS_SECTION,
     )
 
+    cache_percent: int = option(
+        "cache-percent",
+        Count(minimum=0, maximum=100),
+        default=25,
+        help="How much of the heap one client may keep at hand for its next leases, in percent. What is kept so counts "
+        "as available: the daemon takes it back as soon as anybody needs it.",
+        section=_HEAPS_SECTION,
+    )
+
     def spec(self) -> HeapSpec:
         """Return what the core has to know of it."""
         return HeapSpec(
@@ -210,6 +219,7 @@ class HeapConfig:
             queue_limit=self.queue_limit,
             give_back_seconds=self.give_back_seconds,
             clear=self.clear,
+            cache_percent=self.cache_percent,
         )
 
 

@@ -27,15 +27,21 @@ from slabd_server.core.engine import Engine
 from slabd_server.core.served import ServedHeap
 from slabd_server.dispatch import Dispatcher
 from slabd_server.errors import StartError
-from slabd_server.metrics import make_registry
-from slabd_server.notify import notify
+from slabd_server.lane_memory import GenerationTable
+from slabd_server.lanes import Lanes
+from slabd_server.metrics import SWITCH_SECONDS, LoopLag, make_registry
+from slabd_server.notify import Pulse, notify
+from slabd_server.reload import reload
 from slabd_server.rundir import RuntimeDir
 from slabd_server.segments import HeapSegment, LedgerSegment
 from slabd_server.servers import ADMIN, POOL, Servers
 from slabd_server.service import PoolService
+from slabd_server.units import readable_size
 from slabd_server.web import MetricsServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client import CollectorRegistry
 
     from slabd_server.config import Config, HeapConfig
@@ -49,8 +55,9 @@ log = logging.getLogger(__name__)
 class Daemon:
     """One running daemon. `start`, `run_until_stopped`, `close`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
         self._config = config
+        self._reread = reread
         self._stack = contextlib.AsyncExitStack()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -74,15 +81,21 @@ class Daemon:
         rundir = RuntimeDir(config.runtime_dir, socket_mode=widest, private=config.stop_on_eof)
         self._stack.callback(rundir.close)
         rundir.sweep()
+        self._tables: dict[str, GenerationTable] = {}
         self._segments = {heap.name: self._make_segment(heap) for heap in config.heaps}
         self._engine = Engine(map(self._make_heap, config.heaps), session_limit=config.session_limit)
         self._dispatcher = Dispatcher(self._engine)
         self._stack.callback(self._dispatcher.stop)
-        registry = make_registry(self._dispatcher, self._segments)
+        self._lanes = Lanes(self._dispatcher, self._tables)
+        self._stack.callback(self._lanes.close)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        lag = LoopLag()
+        self._stack.callback(lag.stop)
+        registry = make_registry(self._dispatcher, self._segments, lag)
         metrics_address = await self._serve_metrics(registry)
         self._health = HealthServicer()
         addresses = await self._serve_grpc(rundir, registry, metrics_address)
-        self._attach = AttachServer(self._dispatcher, self._segments)
+        self._attach = AttachServer(self._dispatcher, self._segments, self._lanes, self._tables)
         self._dispatcher.on_ended = self._attach.forget
         self._dispatcher.before_close = self._attach.look
         self._stack.push_async_callback(self._attach.close)
@@ -93,7 +106,19 @@ class Daemon:
         await self._set_serving(True)
         self._watch_signals()
         self._print_banner(addresses, rundir, metrics_address)
-        notify(READY="1", STATUS="serving")
+        notify(READY="1")
+        self._pulse = Pulse(self._status)
+        self._stack.callback(self._pulse.stop)
+
+    def _status(self) -> str:
+        """Say in a line how it goes, for `systemctl status`."""
+        heaps = (
+            f"heap {name} {served.books.used_bytes / served.books.total_bytes:.0%} of "
+            f"{readable_size(served.books.total_bytes)} in use"
+            for name, served in self._engine.heaps.items()
+        )
+        doing = "draining" if self._engine.draining else "serving"
+        return f"{doing} {len(self._engine.sessions)} sessions; {'; '.join(heaps)}"
 
     async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - the one thing it sets
         answer = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -108,8 +133,10 @@ class Daemon:
     def _make_heap(self, heap: HeapConfig) -> ServedHeap:
         store = LedgerSegment.create(heap.name)
         self._stack.callback(store.close)
+        table = self._tables[heap.name] = GenerationTable.create(heap.name, heap.size_bytes)
+        self._stack.callback(table.release)
         heap_id = secrets.randbits(_HEAP_ID_BITS)
-        return ServedHeap.make(heap.spec(), heap_id=heap_id, store=store, memory=self._segments[heap.name])
+        return ServedHeap.make(heap.spec(), heap_id=heap_id, store=store, memory=self._segments[heap.name], gates=table)
 
     async def _serve_metrics(self, registry: CollectorRegistry) -> str:
         if self._config.metrics_listen is None:
@@ -130,8 +157,8 @@ class Daemon:
         whereabouts = Whereabouts(
             runtime_dir=str(rundir.path), addresses=tuple(addresses), metrics_address=metrics_address
         )
-        pool = PoolService(self._dispatcher, self._segments, grace=self._config.drain_seconds)
-        admin = AdminService(self._dispatcher, self._segments, whereabouts, self._set_serving)
+        pool = PoolService(self._dispatcher, self._segments, self._lanes, grace=self._config.drain_seconds)
+        admin = AdminService(self._dispatcher, self._segments, self._lanes, whereabouts, self._set_serving)
         servers.serve(pool, admin, self._health)
         self._stack.push_async_callback(servers.stop)
         await servers.start()
@@ -144,9 +171,16 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
             self._stack.callback(loop.remove_signal_handler, number)
+        if self._reread is not None and self._config.config_file is not None:
+            # Without a file there is nothing to read again, and a terminal that hangs up ends the daemon as ever.
+            loop.add_signal_handler(signal.SIGHUP, self._reload, self._reread)
+            self._stack.callback(loop.remove_signal_handler, signal.SIGHUP)
         if self._config.stop_on_eof:
             loop.add_reader(sys.stdin.fileno(), self._read_stdin)
             self._stack.callback(loop.remove_reader, sys.stdin.fileno())
+
+    def _reload(self, reread: Callable[[], Config]) -> None:
+        self._config = reload(self._config, reread)
 
     def _read_stdin(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):
@@ -164,7 +198,7 @@ class Daemon:
         """Serve until `stop`, then drain."""
         await self._stopping.wait()
         log.info("stopping: waiting up to %s s for %d sessions", self._config.drain_seconds, len(self._engine.sessions))
-        notify(STOPPING="1", STATUS="draining")
+        notify(STOPPING="1")
         await self._health.enter_graceful_shutdown()
         self._attach.stop_listening()
         self._dispatcher.perform(self._engine.drain().effects)
@@ -200,19 +234,19 @@ class Daemon:
 
 
 def _raise_descriptor_limit() -> None:
-    """Use all the descriptors we may: each session takes two."""
+    """Use all the descriptors we may: each session takes two, and five with its lane."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def run(config: Config) -> int:
-    """Run a daemon until it is told to stop; return the exit status.
+async def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
+    """Run a daemon until it is told to stop; return the exit status. `reread` makes its configuration anew.
 
     Raises:
         StartError: it could not start.
     """
-    daemon = Daemon(config)
+    daemon = Daemon(config, reread)
     await daemon.start()
     try:
         await daemon.run_until_stopped()

@@ -100,6 +100,8 @@ class Dispatcher:
         self._timer_at: float | None = None
         self.on_ended: Callable[[SessionId], None] = lambda _session: None
         self.before_close: Callable[[SessionId], None] = lambda _session: None
+        self.on_dismissed: Callable[[SessionId], None] = lambda _session: None
+        self.after_performing: Callable[[], None] = lambda: None
 
     def perform(self, effects: Effects) -> None:
         """Do what an operation brought about, and set the timer for what comes next."""
@@ -111,11 +113,14 @@ class Dispatcher:
             self._tell(notice)
         for ended in effects.ended:
             _log_end(ended)
+            tallies = self.engine.heaps[ended.heap].books.tallies
+            tallies.reclaim_seconds.observe(self.now() - ended.began)
             self.on_ended(ended.session)
             if ended.cause is EndCause.CLOSED:
                 self._closed.append(ended.session)
             if (end := self._ends.pop(ended.session, None)) is not None and not end.done():
                 end.set_result(ended)
+        self.after_performing()
         if self._idle and self.is_idle:
             for event in self._idle:
                 event.set()
@@ -140,6 +145,8 @@ class Dispatcher:
 
     def _tell(self, notice: Notice) -> None:
         if notice.session is not None:
+            if isinstance(notice.event, SessionEndedEvent):
+                self.on_dismissed(notice.session)
             watches = tuple(self._watches.get(notice.session, ()))
         else:
             watches = tuple(w for each in self._watches.values() for w in each if w.heap == notice.heap)
@@ -169,6 +176,12 @@ class Dispatcher:
             if not asker.answer.cancelled() and asker.answer.exception() is None:
                 self._give_back(asker, asker.answer.result())
             raise
+
+    def answered(self, session_id: SessionId, came: float) -> None:
+        """Note that a request for leases, which came at `came`, is answered with them and had not to queue."""
+        session = self.engine.sessions.find(session_id)
+        if session is not None:
+            session.books.tallies.acquire_seconds.observe(self.now() - came)
 
     # -- ending sessions
 

@@ -77,6 +77,15 @@ def configure(level: str, form: Format, stream: IO[str] | None = None) -> LogHan
     return handler
 
 
+def adjust(level: str, form: Format) -> None:
+    """Log at another level and in another form from now on; what has been counted stays."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for handler in root.handlers:
+        if isinstance(handler, LogHandler):
+            handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+
+
 def written() -> Mapping[str, int]:
     """Return how many messages have been written at each level since `configure`."""
     for handler in logging.getLogger().handlers:

@@ -96,7 +96,7 @@ class HeapSegment:
         if populate:
             _require_room(label, size, huge_pages)
         with contextlib.ExitStack() as undo, _explained(label, huge_pages):
-            fd = _memfd(f"slabd-heap-{name}", huge=huge_pages == "2MiB")
+            fd = make_memfd(f"slabd-heap-{name}", huge=huge_pages == "2MiB")
             undo.callback(os.close, fd)
             os.ftruncate(fd, size)
             mapping = undo.enter_context(mmap.mmap(fd, size))
@@ -216,7 +216,7 @@ class LedgerSegment:
         label = f"ledger of heap {name}, {readable_size(size)}"
         _require_room(label, size, "off")
         with contextlib.ExitStack() as undo, _explained(label):
-            fd = _memfd(f"slabd-ledger-{name}")
+            fd = make_memfd(f"slabd-ledger-{name}")
             undo.callback(os.close, fd)
             os.posix_fallocate(fd, 0, size)
             segment = cls(name, fd, mmap.mmap(fd, size))
@@ -301,7 +301,7 @@ class LedgerSegment:
         self.close()
 
 
-def _memfd(name: str, *, huge: bool = False) -> int:
+def make_memfd(name: str, *, huge: bool = False) -> int:
     """Make an empty memfd that may be sealed, and that only the descriptor returned can write to."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if huge:

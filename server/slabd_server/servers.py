@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from slabd_server.rundir import RuntimeDir
     from slabd_server.service import PoolService
 
-POOL: Final[str] = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
-ADMIN: Final[str] = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-_HEALTH: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_POOL: Final = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+_ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
+POOL: Final[str] = _POOL.full_name
+ADMIN: Final[str] = _ADMIN.full_name
 _STOP_GRACE_SECONDS: Final = 1.0
 # Two daemons must not share a TCP port: without this the kernel spreads clients over both.
 _OPTIONS: Final = (("grpc.so_reuseport", 0),)
@@ -61,9 +63,11 @@ class Servers:
 
     def __init__(self, config: Config, rundir: RuntimeDir, registry: CollectorRegistry) -> None:
         self._config = config
-        layers = (Meter(registry), Narrator(), Translator())
+        meter = Meter(registry)
+        meter.expect((_POOL, _ADMIN, _HEALTH))
+        layers = (meter, Narrator(), Translator())
         common, operators = Layers(*layers, Guard()), Layers(*layers)
-        names = (POOL, _HEALTH, reflection.SERVICE_NAME)
+        names = (POOL, _HEALTH.full_name, reflection.SERVICE_NAME)
         self._common = _Served(_server(common), rundir.grpc_socket, config.socket_mode, names)
         self._operators = _Served(_server(operators), rundir.admin_socket, config.admin_socket_mode, (*names, ADMIN))
         self._both = (self._common, self._operators)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from slabd_server.core.records import Block, BlockRef, SessionKey
     from slabd_server.dispatch import Dispatcher
+    from slabd_server.lanes import Lanes
     from slabd_server.segments import HeapSegment
     from slabd_server.wire import Context
 
@@ -32,11 +33,20 @@ CHUNK_BYTES: Final = 64 * 1024
 class PoolService(pool_pb2_grpc.PoolServiceServicer):
     """The client's side of the contract. `segments` are the heaps' mappings by name, for reading and writing bytes."""
 
-    def __init__(self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], *, grace: float) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], lanes: Lanes, *, grace: float
+    ) -> None:
         self._dispatcher = dispatcher
         self._engine = dispatcher.engine
         self._segments = segments
+        self._lanes = lanes
         self._grace = grace
+
+    def _key(self, message: pool_pb2.SessionKey) -> SessionKey:
+        """Return who calls, after what it has posted in its lane before is done."""
+        key = wire.key(message)
+        self._lanes.drain(key.id)
+        return key
 
     # -- sessions
 
@@ -59,14 +69,14 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self, request: pool_pb2.KeepSessionAliveRequest, context: Context
     ) -> pool_pb2.KeepSessionAliveResponse:
         """Extend a session's life."""
-        ttl = self._engine.keep_alive(wire.key(request.session), now=self._dispatcher.now())
+        ttl = self._engine.keep_alive(self._key(request.session), now=self._dispatcher.now())
         return pool_pb2.KeepSessionAliveResponse(ttl=None if ttl is None else wire.duration(ttl))
 
     async def CloseSession(
         self, request: pool_pb2.CloseSessionRequest, context: Context
     ) -> pool_pb2.CloseSessionResponse:
         """End a session."""
-        key = wire.key(request.session)
+        key = self._key(request.session)
         ended = await self._dispatcher.close_session(key)
         if ended is not None:
             return pool_pb2.CloseSessionResponse(leases=ended.leases, reclaimed_bytes=ended.reclaimed_bytes)
@@ -79,11 +89,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def Lease(self, request: pool_pb2.LeaseRequest, context: Context) -> pool_pb2.LeaseResponse:
         """Lease blocks, or wait for them."""
-        key = wire.key(request.session)
+        key, came = self._key(request.session), self._dispatcher.now()
         outcome = self._engine.lease(
             key,
             [wire.lease_item(item) for item in request.items],
-            now=self._dispatcher.now(),
+            now=came,
             timeout=wire.seconds(request.timeout),
             purpose=_purpose(request),
             sequence=request.sequence,
@@ -93,12 +103,13 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             blocks = await self._dispatcher.answer(key, heap, outcome, sequence=request.sequence)
         else:
             blocks = outcome.blocks
+            self._dispatcher.answered(key.id, came)
         return pool_pb2.LeaseResponse(blocks=[wire.block(block) for block in blocks])
 
     async def Release(self, request: pool_pb2.ReleaseRequest, context: Context) -> pool_pb2.ReleaseResponse:
         """Release leases."""
         outcome = self._engine.release(
-            wire.key(request.session),
+            self._key(request.session),
             [wire.block_ref(ref) for ref in request.blocks],
             now=self._dispatcher.now(),
             sequence=request.sequence,
@@ -109,9 +120,10 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     # -- hand-off
 
     async def Share(self, request: pool_pb2.ShareRequest, context: Context) -> pool_pb2.ShareResponse:
-        """Make handles."""
+        """Make handles. Nobody may be on its way to a block that is transferred."""
+        self._lanes.look()
         outcome = self._engine.share(
-            wire.key(request.session),
+            self._key(request.session),
             [wire.share_item(item) for item in request.items],
             now=self._dispatcher.now(),
             sequence=request.sequence,
@@ -120,9 +132,10 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         return pool_pb2.ShareResponse(results=[wire.share_result(result) for result in outcome.results])
 
     async def Open(self, request: pool_pb2.OpenRequest, context: Context) -> pool_pb2.OpenResponse:
-        """Open handles."""
+        """Open handles, which may have been posted a moment ago."""
+        self._lanes.look()
         outcome = self._engine.open(
-            wire.key(request.session),
+            self._key(request.session),
             [wire.handle(handle) for handle in request.handles],
             now=self._dispatcher.now(),
             sequence=request.sequence,
@@ -133,7 +146,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     async def Close(self, request: pool_pb2.CloseRequest, context: Context) -> pool_pb2.CloseResponse:
         """Close what was opened."""
         outcome = self._engine.close(
-            wire.key(request.session),
+            self._key(request.session),
             [wire.block_ref(ref) for ref in request.blocks],
             now=self._dispatcher.now(),
             sequence=request.sequence,
@@ -147,7 +160,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self, request: pool_pb2.ReadBlockRequest, context: Context
     ) -> AsyncIterator[pool_pb2.ReadBlockResponse]:
         """Stream a block's bytes. The session's right to them is looked at again before each piece."""
-        key, ref = wire.key(request.session), wire.block_ref(request.block)
+        key, ref = self._key(request.session), wire.block_ref(request.block)
         block = self._engine.locate(key, ref, writable=False)
         length = request.length or max(0, block.requested_size - request.offset)
         end = request.offset + length
@@ -167,7 +180,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         position = written = 0
         async for request in request_iterator:
             if key is None:
-                key, ref, position = wire.key(request.session), wire.block_ref(request.block), request.offset
+                key, ref, position = self._key(request.session), wire.block_ref(request.block), request.offset
             block = self._engine.locate(key, ref, writable=True)
             _check_range(block, position, position + len(request.data))
             self._bytes(key, ref, position, len(request.data), writable=True)[:] = request.data
@@ -187,7 +200,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def Watch(self, request: pool_pb2.WatchRequest, context: Context) -> AsyncIterator[pool_pb2.WatchResponse]:
         """Stream the session's events."""
-        session = self._engine.sessions.authenticate(wire.key(request.session))
+        session = self._engine.sessions.authenticate(self._key(request.session))
         with self._dispatcher.watch(session.id, session.books.name) as watch:
             yield pool_pb2.WatchResponse(started=pool_pb2.WatchStarted())
             async for event in watch.events():
@@ -196,9 +209,10 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     async def GetStats(self, request: pool_pb2.GetStatsRequest, context: Context) -> pool_pb2.GetStatsResponse:
         """Read the books of every heap."""
         if request.HasField("session"):
-            self._engine.sessions.authenticate(wire.key(request.session))
+            self._engine.sessions.authenticate(self._key(request.session))
         elif not context.peer().startswith("unix:"):
             raise AccessDenied("without a session, statistics are given on the unix sockets only")
+        self._lanes.look()
         now = self._dispatcher.now()
         heaps = [wire.heap_stats(inspection.heap_stats(served, now)) for served in self._engine.heaps.values()]
         return pool_pb2.GetStatsResponse(heaps=heaps)
@@ -207,7 +221,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self, request: pool_pb2.GetUsableSizeRequest, context: Context
     ) -> pool_pb2.GetUsableSizeResponse:
         """Tell which block a request would get."""
-        session = self._engine.sessions.authenticate(wire.key(request.session))
+        session = self._engine.sessions.authenticate(self._key(request.session))
         item = wire.lease_item(request.item)
         low, high = session.books.allocator.usable_size(item.size, item.alignment)
         return pool_pb2.GetUsableSizeResponse(min_size=low, max_size=high)

@@ -32,6 +32,7 @@ _TABLE: Final[dict[type[errors.CoreError], tuple[StatusCode, error_pb2.ErrorReas
     errors.TooLarge: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE),
     errors.OutOfMemory: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_OUT_OF_MEMORY),
     errors.Fragmented: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_FRAGMENTED),
+    errors.Searching: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_OUT_OF_MEMORY),
     errors.WaitTimeout: (StatusCode.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_TIMEOUT),
     errors.QueueFull: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_QUEUE_FULL),
     errors.LedgerFull: (StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_LEDGER_FULL),

@@ -112,7 +112,14 @@ def share_item(message: pool_pb2.ShareItem) -> ShareItem:
 
 def handle(message: pool_pb2.Handle) -> Handle:
     """Read a handle."""
-    return Handle(message.heap_id, block_ref(message.block), message.offset, message.requested_size, message.transfer)
+    return Handle(
+        message.heap_id,
+        block_ref(message.block),
+        message.offset,
+        message.requested_size,
+        message.transfer,
+        message.size,
+    )
 
 
 def share_result(outcome: Handle | CoreError) -> pool_pb2.ShareResult:
@@ -124,6 +131,7 @@ def share_result(outcome: Handle | CoreError) -> pool_pb2.ShareResult:
         block=ref(outcome.ref),
         offset=outcome.offset,
         requested_size=outcome.requested_size,
+        size=outcome.size,
         transfer=outcome.transfer,
     )
     return pool_pb2.ShareResult(result=item_result(None), handle=made)

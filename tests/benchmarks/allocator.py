@@ -8,7 +8,15 @@ printing.
 - `pair`: one grant and one free, in microseconds, with a window of blocks held so that the pair is not always the same
   block: small (64 to 4096 bytes), large (5 KiB to 1 MiB) and mixed; and one size at a time.
 - `floor`: what calling two methods that do nothing but a dict look-up each costs here. No allocator can be faster.
-- `flat`: the same pair on heaps of 1 GiB and 1 TiB, and beside 1,000 and 1,000,000 live blocks, as ratios.
+- `flat`: the same pair on heaps of 1 GiB and 1 TiB, and beside 1,000 and 1,000,000 live blocks, as ratios. Its blocks
+  are freed soon after they were granted, and what was written about them is still in the processor's caches.
+- `random victims`: a pair that frees any of the live blocks, each as likely as the others, and grants one of the same
+  size. Beside a million blocks that costs more than beside a thousand, in any program: what is known of the victim is
+  in none of the caches. So a control is measured in turns with it, a bare dictionary of as many items from which a random
+  one is deleted and into which another is put. Compare the two ratios, not the heap's with 1.
+- `longest step`: a heap full of slabs of which each is half used, and a request that fits nowhere, made as the daemon
+  makes it: the search for its place is cut into steps (`core/patience.py`). In milliseconds of this thread's time; the
+  first search, one for an alignment, and the same again when the index has been let go; then a search to the end.
 - `bytes a block`: growth of traced memory over a million live blocks, for each kind of block, packed and after churn.
 """
 
@@ -24,7 +32,11 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
+from slabd_server.core.crumbs import MIN_IDLE
+from slabd_server.core.errors import NoMemory
 from slabd_server.core.heap import Heap
+from slabd_server.core.patience import SLICE
+from slabd_server.core.sizes import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +44,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 TIB = 1 << 40
 WINDOW = 64
+HALF = PAGE // 2
 MIXES: dict[str, Callable[[random.Random], int]] = {
     "small": lambda rng: int(2 ** rng.uniform(6, 12)),
     "large": lambda rng: int(2 ** rng.uniform(12.33, 20)),
@@ -107,6 +120,102 @@ def flatness(mix: str, operations: int, many: int) -> dict[str, float]:
     return {"1 TiB / 1 GiB": b / a, f"{many:,} / 1,000 live": d / c, "us beside 1,000": c, f"us beside {many:,}": d}
 
 
+def random_victims(mix: str, operations: int, many: int) -> dict[str, float]:
+    """Return what a pair costs whose victim is any live block, beside few and many, and what it costs a dictionary."""
+    rng = random.Random(5)
+    lives = {number: populated(mix, number) for number in (1000, many)}
+    gc.collect()
+    gc.freeze()
+    rounds: dict[str, list[float]] = {}
+    for _ in range(5):
+        for number, (heap, live, table) in lives.items():
+            victims = [rng.randrange(number) for _ in range(operations)]
+            rounds.setdefault(f"us beside {number:,}", []).append(replace(heap, live, victims))
+            rounds.setdefault(f"dict, us beside {number:,}", []).append(replace_in(table, victims))
+    gc.unfreeze()
+    report = {name: statistics.median(column) for name, column in rounds.items()}
+    for what in ("", "dict, "):
+        ratio = report[f"{what}us beside {many:,}"] / report[f"{what}us beside 1,000"]
+        report[f"{what}{many:,} / 1,000 live"] = ratio
+    return report
+
+
+def populated(mix: str, number: int) -> tuple[Heap, list[tuple[int, int]], dict[int, int]]:
+    """Return a heap that has lived, its blocks as (offset, size) in random order, and a dictionary of as many items."""
+    heap = Heap(TIB)
+    populate(heap, mix, number)
+    live: list[tuple[int, int]] = list(heap.blocks())
+    random.Random(6).shuffle(live)
+    return heap, live, dict(live)
+
+
+def replace(heap: Heap, live: list[tuple[int, int]], victims: Sequence[int]) -> float:
+    """Return the microseconds of freeing a victim and granting as much."""
+    grant, free = heap.grant, heap.free
+    begin = time.perf_counter()
+    for victim in victims:
+        offset, size = live[victim]
+        free(offset)
+        live[victim] = grant(size)
+    return (time.perf_counter() - begin) / len(victims) * 1e6
+
+
+def replace_in(table: dict[int, int], victims: Sequence[int]) -> float:
+    """Return the microseconds of taking a victim out of a dictionary and putting another item in."""
+    keys = list(table)
+    begin = time.perf_counter()
+    for victim in victims:
+        key = keys[victim]
+        size = table.pop(key)
+        keys[victim] = key = key + 1
+        table[key] = size
+    return (time.perf_counter() - begin) / len(victims) * 1e6
+
+
+def longest_steps(slabs: int) -> dict[str, float]:
+    """Return the milliseconds of the longest step of searches among so many slabs of which each is half used."""
+    heap = half_used(slabs, SLICE)
+    report: dict[str, float] = {}
+    searches = (("first search", 1), ("at an alignment", PAGE), ("index let go", 1))
+    for name, alignment in searches:
+        if name == "index let go":
+            for _ in range(slabs + 2 * MIN_IDLE):
+                heap.free(heap.grant(HALF).offset)
+        steps = steps_of(heap, HALF + 16 if alignment == 1 else HALF // 2, alignment)
+        report[f"{name}, longest"] = max(steps)
+        report[f"{name}, in all"] = sum(steps)
+        report[f"{name}, steps"] = len(steps)
+    report["without patience"] = max(steps_of(half_used(slabs, None), HALF + 16, 1))
+    return report
+
+
+def half_used(slabs: int, patience: int | None) -> Heap:
+    """Return a heap of as many slabs of a page, the first half of each in use."""
+    heap = Heap(slabs * PAGE, patience=patience)
+    for page in range(slabs):
+        heap.adopt(page * PAGE, HALF)
+    return heap
+
+
+def steps_of(heap: Heap, size: int, alignment: int) -> list[float]:
+    """Ask until the answer is known; return the milliseconds of each step."""
+    steps = []
+    while True:
+        begin = time.thread_time()
+        heap.begin(1)
+        try:
+            heap.grant(size, alignment)
+        except NoMemory:
+            steps.append((time.thread_time() - begin) * 1e3)
+        if not heap.searching:
+            return steps
+        more = True
+        while more:
+            begin = time.thread_time()
+            more = heap.search()
+            steps.append((time.thread_time() - begin) * 1e3)
+
+
 def bytes_per_block(mix: str, count: int, *, churned: bool) -> float:
     """Return the bytes of traced memory a live block costs."""
     sizes = sizes_of(mix, count)
@@ -134,6 +243,9 @@ def measure(*, quick: bool) -> dict[str, dict[str, float]]:
     report["operations a second"] = {mix: 2e6 / report["pair, us"][mix] for mix in ("small", "large", "mixed")}
     for mix in ("small", "large", "mixed"):
         report[f"flat, {mix}"] = flatness(mix, operations // 10, many)
+    for mix in ("small", "large", "mixed"):
+        report[f"random victims, {mix}"] = random_victims(mix, operations // 10, many)
+    report["longest step, ms"] = longest_steps(5_000 if quick else 100_000)
     for churned in (False, True):
         label = "bytes a block, " + ("churned" if churned else "packed")
         report[label] = {mix: bytes_per_block(mix, many, churned=churned) for mix in MIXES}

@@ -1,8 +1,14 @@
 """Replay operation traces in the format of `traces/README.txt`, and say what they met: one line a file.
 
 Owns the reading of traces (`read_trace`, `read_answers`) and their replay (`replay`), which the seed's tests use too.
-Promises to name the line of a malformed file and to end with status 2 on it; status 1 says that `check()` found a heap
-whose books do not balance. Must not correct what it reads.
+Promises a line for every file that can be replayed, printed as soon as it has been, whatever is wrong with the others;
+that the line of a malformed file is named on standard error; and a status: 2 when a file could not be read, else 1 when
+`check()` found a heap whose books do not balance, else 0. Must not correct what it reads: a number is ASCII digits, and
+words are separated by spaces and tabs.
+
+What a line says of a file: its operations; failures (no memory: `err`); refused lines (`bad`: no layout, no such block,
+a name in use; `panic`: no such heap); the crate's of both, from the `.out` file beside it; failures of ours where the
+crate succeeded, as it is and like for like; the most bytes used, seconds, and what `check()` found.
 
     python tests/benchmarks/replay.py [-o json] [--size-classes fine] [--check-each] FILE...
 """
@@ -11,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -35,6 +42,10 @@ Outcome = Literal["ok", "err", "panic", "bad"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "err", "panic", "bad")
 # For each operation: how many names come first, then the fewest and the most numbers.
 FORMS = {"new": (0, 1, 2), "a": (1, 2, 2), "d": (1, 0, 0), "add": (0, 1, 1), "u": (0, 2, 2)}
+
+
+DIGITS_MAX = 40  # more than 128 bits have
+QUOTED_MAX = 60
 
 
 class TraceError(Exception):
@@ -62,7 +73,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a replay met. The last three are None without a `.out` file.
+    """What a replay met: `failures` for want of memory, and `refused` for being wrong in themselves.
+
+    The last four are None without a `.out` file.
 
     A trace never frees what the crate failed to allocate. Ours serves most of these requests, and so holds ever more
     blocks than the crate did; `failures_where_the_crate_succeeded` counts what fails for that reason too. The figure
@@ -72,10 +85,12 @@ class Summary:
     file: str
     operations: int
     failures: int
+    refused: int
     peak_used_bytes: int
     seconds: float
     check: str
     crate_failures: int | None
+    crate_refused: int | None
     failures_where_the_crate_succeeded: int | None
     like_for_like: int | None
 
@@ -105,19 +120,22 @@ def read_answers(path: Path) -> Iterator[Answer]:
         try:
             outcome, where, total, used, available = words[:5]
             if outcome not in OUTCOMES:
-                raise TraceError(f"{path}:{number}: no such result: {outcome!r}")
-            yield Answer(outcome, where, int(total), int(used), int(available))
+                raise TraceError(f"{path}:{number}: no such result: {_quoted([outcome])}")
         except ValueError as error:
             raise TraceError(
-                f"{path}:{number}: want RESULT OFFSET TOTAL USED AVAILABLE, got {' '.join(words)!r}"
+                f"{path}:{number}: want RESULT OFFSET TOTAL USED AVAILABLE, got {_quoted(words)}"
             ) from error
+        books = [_number(path, number, word, words) for word in (total, used, available)]
+        yield Answer(outcome, where, *books)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                words = line.split()
+                if line.startswith("\ufeff"):
+                    raise TraceError(f"{path}:{number}: begins with a byte order mark; save the file without")
+                words = [word for word in re.split(r"[ \t\n]+", line) if word]
                 if words and not words[0].startswith("#"):
                     yield number, words
     except (OSError, UnicodeDecodeError) as error:
@@ -127,14 +145,27 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _operation(path: Path, line: int, words: list[str]) -> Operation:
     verb, *rest = words
     if verb not in FORMS:
-        raise TraceError(f"{path}:{line}: no such operation: {verb!r}")
+        raise TraceError(f"{path}:{line}: no such operation: {_quoted([verb])}; there are {', '.join(FORMS)}")
     names, fewest, most = FORMS[verb]
     if not fewest <= len(rest) - names <= most:
-        raise TraceError(f"{path}:{line}: {verb!r} with {len(rest)} words behind it: {' '.join(words)!r}")
-    try:
-        return Operation(line, verb, "".join(rest[:names]), tuple(int(word) for word in rest[names:]))
-    except ValueError as error:
-        raise TraceError(f"{path}:{line}: a number is missing in {' '.join(words)!r}") from error
+        raise TraceError(f"{path}:{line}: {verb!r} with {len(rest)} words behind it: {_quoted(words)}")
+    numbers = tuple(_number(path, line, word, words) for word in rest[names:])
+    return Operation(line, verb, "".join(rest[:names]), numbers)
+
+
+def _number(path: Path, line: int, word: str, words: Sequence[str]) -> int:
+    """Read a number as the format has it; int() alone takes `1_2`, `+5` and the digits of every script."""
+    if not re.fullmatch(r"-?[0-9]+", word):
+        raise TraceError(f"{path}:{line}: a number is missing in {_quoted(words)}: {_quoted([word])} is none")
+    if len(word) > DIGITS_MAX:
+        raise TraceError(f"{path}:{line}: a number of {len(word):,} digits in {_quoted(words)}; 64 bits have 20")
+    return int(word)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Quote what a line says, or its beginning."""
+    text = " ".join(words)
+    return repr(text if len(text) <= QUOTED_MAX else f"{text[:QUOTED_MAX]}...")
 
 
 class Replayer:
@@ -226,16 +257,18 @@ def replay(path: Path, size_classes: SizeClasses = "pow2", *, check_each: bool =
     run = _run(operations, Replayer(size_classes), check_each=check_each)
     like_for_like = None
     if answers is not None:
-        like_for_like = _regressions(_run(operations, Replayer(size_classes), answers), answers)
+        like_for_like = _regressions(operations, _run(operations, Replayer(size_classes), answers), answers)
     return Summary(
         file=str(path),
         operations=len(operations),
         failures=run.outcomes.count("err"),
+        refused=_refused(run.outcomes),
         peak_used_bytes=run.peak_used_bytes,
         seconds=run.seconds,
         check=run.check,
         crate_failures=None if answers is None else sum(answer.outcome == "err" for answer in answers),
-        failures_where_the_crate_succeeded=None if answers is None else _regressions(run, answers),
+        crate_refused=None if answers is None else _refused([answer.outcome for answer in answers]),
+        failures_where_the_crate_succeeded=None if answers is None else _regressions(operations, run, answers),
         like_for_like=like_for_like,
     )
 
@@ -264,9 +297,16 @@ def _run(
     return run
 
 
-def _regressions(run: Run, answers: Sequence[Answer]) -> int:
-    pairs = zip(run.outcomes, answers, strict=False)  # a run ends early where the books do not balance
-    return sum(ours in {"err", "panic"} and theirs.outcome == "ok" for ours, theirs in pairs)
+def _refused(outcomes: Sequence[Outcome]) -> int:
+    return outcomes.count("bad") + outcomes.count("panic")
+
+
+def _regressions(operations: Sequence[Operation], run: Run, answers: Sequence[Answer]) -> int:
+    """Count what the crate did and we did not. That a block is not there to be freed has been counted before."""
+    rows = zip(operations, run.outcomes, answers, strict=False)  # a run ends early where the books do not balance
+    return sum(
+        ours != "ok" == theirs.outcome and (operation.verb != "d" or ours != "bad") for operation, ours, theirs in rows
+    )
 
 
 def _answers_beside(path: Path, count: int) -> list[Answer] | None:
@@ -283,7 +323,9 @@ def _line(summary: Summary) -> str:
     numbers = {
         "operations": summary.operations,
         "failures": summary.failures,
+        "refused": summary.refused,
         "crate failures": summary.crate_failures,
+        "crate refused": summary.crate_refused,
         "failures where the crate succeeded": summary.failures_where_the_crate_succeeded,
         "like for like": summary.like_for_like,
         "peak used": summary.peak_used_bytes,
@@ -303,15 +345,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size-classes", choices=("pow2", "fine"), default="pow2")
     parser.add_argument("--check-each", action="store_true", help="check() after every operation, not only at the end")
     options = parser.parse_args(arguments)
-    try:
-        summaries = [replay(path, options.size_classes, check_each=options.check_each) for path in options.files]
-    except TraceError as error:
-        print(error, file=sys.stderr)
-        return 2
+    summaries = []
+    for path in options.files:
+        try:
+            summary = replay(path, options.size_classes, check_each=options.check_each)
+        except TraceError as error:
+            print(error, file=sys.stderr, flush=True)
+            continue
+        summaries.append(summary)
+        if options.output == "table":
+            print(_line(summary), flush=True)
     if options.output == "json":
         print(json.dumps([asdict(summary) for summary in summaries], indent=2))
-    else:
-        print("\n".join(map(_line, summaries)))
+    if len(summaries) < len(options.files):
+        return 2
     return int(any(summary.check != "ok" for summary in summaries))
 
 

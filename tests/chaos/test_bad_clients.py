@@ -36,10 +36,10 @@ def reason_of(error: grpc.RpcError) -> str:
 
 
 def test_noise_over_the_whole_heap(daemon: DaemonProcess, puppet: MakePuppet) -> None:
-    """A client overwrites every byte it can reach; the daemon goes on allocating correctly."""
+    """A client overwrites every byte it can reach, its lane too; the daemon goes on allocating correctly."""
     vandal, worker = puppet(), puppet()
     kept = [worker.do("lease", size) for size in (64, 1000, 4096, 100_000)]
-    assert vandal.do("scribble") == 16 << 20
+    assert vandal.do("scribble") > 16 << 20
     daemon.check()
     numbers = [worker.do("lease", size) for size in (1, 100, 4096, 5000, 1 << 20, 64)]
     for byte, number in enumerate(numbers):

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from tests.fixtures.daemons import DaemonProcess
 
 
-@pytest.fixture(params=["sync", "aio"])
+@pytest.fixture(params=["sync-lane", "sync-grpc", "aio-lane", "aio-grpc"])
 def face(request: pytest.FixtureRequest) -> Face:
-    """One face of the client after the other."""
-    return Face(request.param)
+    """One face of the client after the other, over the lane and over gRPC alone."""
+    name, _, road = request.param.partition("-")
+    return Face(name, lane=road == "lane")
 
 
 @pytest_asyncio.fixture

@@ -258,6 +258,7 @@ def test_every_scrape_balances(daemon: DaemonProcess, puppet: Callable[..., Pupp
     heap = frozenset({("heap", "default")})
     for size in (64, 5000, 1 << 20, 100_000):
         client.do("share", client.do("lease", size))
+        daemon.stats()
         samples = scrape(daemon)
         total = samples["slabd_heap_size_bytes", heap]
         assert samples["slabd_used_bytes", heap] + samples["slabd_available_bytes", heap] == total
@@ -265,7 +266,7 @@ def test_every_scrape_balances(daemon: DaemonProcess, puppet: Callable[..., Pupp
         assert (len(states), sum(states)) == (6, total)
     assert samples["slabd_leases", heap] == 4
     assert samples["slabd_sessions", heap | {("state", "active")}] == 1
-    handled = {("grpc_service", "slabd.v1.PoolService"), ("grpc_method", "Share"), ("grpc_type", "unary")}
+    handled = {("grpc_service", "slabd.v1.PoolService"), ("grpc_method", "GetStats"), ("grpc_type", "unary")}
     assert samples["grpc_server_handled_total", frozenset(handled | {("grpc_code", "OK")})] == 4
     assert samples["process_open_fds", frozenset()] > 0
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from slabd_server.core import crumbs
-from slabd_server.core.errors import Fragmented, InvariantBroken, NoMemory, OutOfMemory, TooLarge, UnknownBlock
+from slabd_server.core.errors import (
+    Fragmented,
+    InvariantBroken,
+    NoMemory,
+    OutOfMemory,
+    Searching,
+    TooLarge,
+    UnknownBlock,
+)
 from slabd_server.core.heap import Heap
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT, QUANTUM, SizeClasses
 
@@ -80,15 +88,19 @@ class HeapMachine(RuleBasedStateMachine):
         kind=st.sampled_from(KINDS),
         base=st.sampled_from([0, 4096, 28672]),
         decaying=st.booleans(),
-        patience=st.sampled_from([2, 30, 1024]),
+        idle=st.sampled_from([2, 30, 1024]),
+        patience=st.sampled_from([None, 1, 3]),
     )
-    def make(self, *, granules: int, kind: SizeClasses, base: int, decaying: bool, patience: int) -> None:
-        """Start with an empty heap, whose memory may decay; `patience` is how long an idle index stays."""
+    def make(
+        self, *, granules: int, kind: SizeClasses, base: int, decaying: bool, idle: int, patience: int | None
+    ) -> None:
+        """Start with an empty heap, whose memory may decay; `idle` is how long an idle index stays."""
         self.before = crumbs.MIN_IDLE
-        crumbs.MIN_IDLE = patience  # type: ignore[misc]
+        crumbs.MIN_IDLE = idle  # type: ignore[misc]
+        self.patience = patience
         self.memory = Memory()
         self.decaying = self.memory if decaying else None
-        self.heap = Heap(granules * 32768, base=base, size_classes=kind, memory=self.decaying)
+        self.heap = Heap(granules * 32768, base=base, size_classes=kind, memory=self.decaying, patience=patience)
         self.model = Model(granules * 32768, base)
 
     def teardown(self) -> None:
@@ -103,7 +115,7 @@ class HeapMachine(RuleBasedStateMachine):
         exact = max(-(-size // QUANTUM) * QUANTUM, QUANTUM)
         longest = self.model.longest_run(alignment)
         try:
-            offset, usable = self.heap.grant(size, alignment)
+            offset, usable = self.patiently(size, alignment)
         except NoMemory as refusal:
             if str(refusal) == "the system has no memory":
                 assert self.memory.broke
@@ -119,6 +131,32 @@ class HeapMachine(RuleBasedStateMachine):
         assert 0 <= offset <= self.model.total - usable
         assert self.memory.exists(offset, usable)
         self.model.blocks[offset] = usable
+
+    def patiently(self, size: int, alignment: int = 1) -> tuple[int, int]:
+        """Ask again until a search that runs out of patience has come to its end."""
+        while True:
+            self.heap.begin(1)
+            try:
+                return self.heap.grant(size, alignment)
+            except Searching:
+                assert self.patience is not None
+                while self.heap.search():
+                    self.heap.check()
+
+    @rule(size=SIZES, alignment=ALIGNMENTS)
+    def begin_a_search(self, size: int, alignment: int) -> None:
+        """Ask for something and do not come back for it: what happens then happens in the middle of the search."""
+        self.heap.begin(0)
+        try:
+            offset, usable = self.heap.grant(size, alignment)
+        except NoMemory:
+            return
+        self.model.blocks[offset] = usable
+
+    @rule()
+    def go_on(self) -> None:
+        """A step of a search that nobody waits for."""
+        self.heap.search()
 
     def justify(self, refusal: NoMemory, exact: int, alignment: int) -> None:
         """Say why: too large for ever, in the wrong places, or too much now."""
@@ -164,10 +202,10 @@ class HeapMachine(RuleBasedStateMachine):
         longest = self.model.longest_run()
         assert longest - 2 * PAGE < self.heap.largest_free_block_bytes <= longest
         with pytest.raises(NoMemory):
-            self.heap.grant(longest + 1)
+            self.patiently(longest + 1)
         for largest in {longest, self.heap.largest_free_block_bytes} - {0}:
             try:
-                offset, usable = self.heap.grant(largest)
+                offset, usable = self.patiently(largest)
             except OutOfMemory:
                 assert self.memory.broke
                 continue
@@ -196,7 +234,7 @@ class HeapMachine(RuleBasedStateMachine):
     def restart(self, kind: SizeClasses, seed: int) -> None:
         """A heap rebuilt from its blocks in any order, under any classes, goes on as if nothing had happened."""
         self.memory.holes.clear()  # a daemon that starts makes all pages exist
-        heap = Heap(32768, base=self.model.base, size_classes=kind, memory=self.decaying)
+        heap = Heap(32768, base=self.model.base, size_classes=kind, memory=self.decaying, patience=self.patience)
         heap.add_memory(self.model.total - 32768)
         blocks = list(self.heap.blocks())
         random.Random(seed).shuffle(blocks)

@@ -316,9 +316,16 @@ def test_the_peak_is_the_most_that_was_ever_used() -> None:
 
 def test_what_can_be_recalled_counts_as_available() -> None:
     """Cached blocks are granted in the allocator, and in nobody's use."""
-    books, _ = books_of_two_blocks()
-    books.state_bytes[BlockState.CACHED] = 64
-    assert (books.used_bytes, books.available_bytes) == (64, MIB - 64)
+    world = World()
+    key = world.session()
+    world.lease(key, 64, 50)
+    session = world.engine.sessions.authenticate(key)
+    books = session.books
+    books.claim(session, 64, 1)
+    assert (books.used_bytes, books.available_bytes, books.cached_bytes) == (64, MIB - 64, 64)
+    books.claim(session, MIB, 1000)
+    assert (books.used_bytes, session.cached_blocks) == (0, 2)
+    world.check()
 
 
 def test_a_purpose_ends_with_its_block() -> None:

@@ -513,7 +513,8 @@ def _steal_a_slabs_page(heap: Heap) -> None:
 
 
 def _leak_a_range(heap: Heap) -> None:
-    heap._ground.count_range(heap._ground.owners.pop(1), -1)  # type: ignore[arg-type]
+    heap._ground.count_range(heap._ground.owners[1], -1)  # type: ignore[arg-type]
+    del heap._ground.owners[1]
 
 
 def _free_twice(heap: Heap) -> None:

@@ -386,6 +386,7 @@ def test_a_session_is_shown_whole() -> None:
         leases=1,
         opens=0,
         used_bytes=64,
+        cached_bytes=0,
         waiters=0,
         oldest_lease_age=6.0,
     )

@@ -10,7 +10,15 @@ import pytest
 from tests.unit.test_heap import fill, state
 
 from slabd_server.core import crumbs
-from slabd_server.core.errors import Fragmented, InvariantBroken, NoMemory, OutOfMemory, UnknownBlock
+from slabd_server.core.errors import (
+    Fragmented,
+    InvariantBroken,
+    NoMemory,
+    OutOfMemory,
+    Searching,
+    TooLarge,
+    UnknownBlock,
+)
 from slabd_server.core.heap import ClassStats, Heap
 from slabd_server.core.last_resort import Seeker
 from slabd_server.core.patch import Middle, Patch
@@ -307,7 +315,7 @@ def test_the_index_is_made_when_nothing_else_serves_and_not_before() -> None:
     assert alignments(heap) == []
     with pytest.raises(Fragmented):
         heap.grant(3 * PAGE, 2 * PAGE)
-    assert alignments(heap) == [2 * PAGE]
+    assert alignments(heap) == [QUANTUM, 2 * PAGE]
 
 
 def test_an_index_that_idles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,13 +334,14 @@ def test_an_index_that_idles_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_index_idles_for_as_many_changes_as_it_cost_to_make() -> None:
-    """A look at each slab, a sixteenth of one at each page that is owned, and patience."""
+    """A look at each slab, a sixteenth of one at each granted or free range, and patience."""
     heap = Heap(1 << 20)
-    offsets = fill(heap, 64)
-    for offset in (offsets[10], offsets[20]):
-        heap.free(offset)
-    index = Seeker(heap._ground, 1).index()
-    assert index.limit == heap.classes()[1].slabs + 256 // 16 + crumbs.MIN_IDLE
+    fill(heap, 64)
+    slabs = heap.classes()[1].slabs
+    assert Seeker(heap._ground, 1).index().limit == slabs + crumbs.MIN_IDLE
+    heap = Heap(1 << 20)
+    fill(heap, PAGE)
+    assert Seeker(heap._ground, 1).index().limit == 256 // 16 + crumbs.MIN_IDLE
 
 
 @pytest.mark.parametrize(("used", "taken"), [(2 * PAGE, 3), (2 * PAGE + 2048, 1)], ids=["before", "behind"])
@@ -463,6 +472,243 @@ def test_an_entry_that_is_too_high_is_filed_anew() -> None:
     assert [heap.grant(64).offset for _ in range(2)] == [640, 704]
     assert heap.grant(128).offset == 1280
     refused(heap, 128)
+
+
+def test_what_no_two_slabs_and_pages_between_can_have_is_refused_at_once() -> None:
+    """The longest free range, and less than a page on either side of it: no slab is looked at, no index is made."""
+    heap = Heap(SMALL)
+    for offset in fill(heap, 64)[::2]:
+        heap.free(offset)
+    refused(heap, 2 * PAGE - 16)
+    assert alignments(heap) == []
+    refused(heap, 2 * PAGE - 32)
+    assert alignments(heap) == [QUANTUM]
+
+
+@pytest.mark.parametrize("alignment", [256, PAGE, 2 * PAGE, 1 << 30])
+def test_what_no_run_has_is_at_no_alignment(alignment: int) -> None:
+    """One index answers for all of them; so it does where a run is so long that any begin will do."""
+    heap = Heap(SMALL)
+    fill(heap, 64)
+    for offset in (640, 704, 768, 1280, 3200):
+        heap.free(offset)
+    refused(heap, 256, alignment)
+    assert alignments(heap) == [QUANTUM]
+    assert heap.grant(128, 16).offset == 640
+    assert alignments(heap) == [QUANTUM]
+
+
+def test_a_run_as_long_as_the_alignment_can_cost_needs_no_index_of_its_own() -> None:
+    """In 1,600 free bytes there is a place for 1,088 at a multiple of 512, wherever they begin."""
+    heap = Heap(SMALL)
+    fill(heap, 64)
+    for offset in range(64, 64 + 1600, 64):
+        heap.free(offset)
+    assert heap.grant(1088, 512) == (512, 1088)
+    assert alignments(heap) == [QUANTUM]
+    heap.check()
+
+
+# -- patience
+
+
+def half_used(pages: int, **options: Any) -> Heap:
+    """Build a heap of as many slabs of a page, each with one of its two slots free."""
+    heap = Heap(pages * PAGE, **options)
+    for page in range(pages):
+        heap.adopt(page * PAGE, 2048)
+    return heap
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a slab or a patch was looked at; the only entry is the count."""
+    count = [0]
+
+    def counted(look: Callable[..., int]) -> Callable[..., int]:
+        def wrapper(*arguments: Any) -> int:
+            count[0] += 1
+            return look(*arguments)
+
+        return wrapper
+
+    monkeypatch.setattr(Seeker, "room_of", counted(Seeker.room_of))
+    return count
+
+
+def steps_of(heap: Heap, looks: list[int], size: int, alignment: int = 1) -> tuple[list[int], object]:
+    """Ask until there is an answer; return at how many slabs each step looked, and the block or the refusal."""
+    steps = []
+    while True:
+        looks[0] = 0
+        heap.begin(1)
+        answer: object = None
+        try:
+            answer = heap.grant(size, alignment)
+        except Searching:
+            assert heap.searching
+        except NoMemory as refusal:
+            answer = type(refusal)
+        steps.append(looks[0])
+        heap.check()
+        if answer:
+            return steps, answer
+        more = True
+        while more:
+            looks[0] = 0
+            more = heap.search()
+            steps.append(looks[0])
+            if len(steps) % 10 == 0:
+                heap.check()
+        assert not heap.searching
+
+
+def test_no_step_looks_at_many_slabs(looks: list[int]) -> None:
+    """However many there are and whatever is asked for: the first search, another alignment, and the index let go."""
+    heap = half_used(2000, patience=20)
+    for size, alignment in ((2064, 1), (1024, PAGE), (2064, 2 * PAGE)):
+        steps, answer = steps_of(heap, looks, size, alignment)
+        assert answer is Fragmented
+        assert max(steps) <= 20 + 8
+        assert sum(steps) in {0, 2000}
+    heap._ground.crumbs = None
+    assert max(steps_of(heap, looks, 2064)[0]) <= 20 + 8
+
+
+def test_reading_what_was_freed_is_done_in_steps_too(looks: list[int]) -> None:
+    """The index stands, and a thousand slabs have changed since somebody asked."""
+    heap = half_used(2000, patience=20)
+    steps_of(heap, looks, 2064)
+    for page in range(1000):
+        heap.free(heap.grant(2048).offset)
+        heap.free(page * PAGE)
+        heap.adopt(page * PAGE, 2048)
+    steps, answer = steps_of(heap, looks, 2064)
+    assert answer is Fragmented
+    assert max(steps) <= 20 + 8
+    assert sum(steps) > 20
+
+
+def test_entries_that_are_too_high_are_filed_anew_in_steps(looks: list[int]) -> None:
+    """A thousand slabs have less room than is known of them, since their slots were granted."""
+    heap = half_used(2000, patience=20)
+    steps_of(heap, looks, 2064)
+    for _ in range(2000):
+        heap.grant(2048)
+    heap.free(0)
+    heap.free(2048)
+    for offset in [heap.grant(64).offset for _ in range(PAGE // 64)][::2]:
+        heap.free(offset)
+    assert sum(room > 4 for room in heap._ground.crumbs.indexes[1].rooms.values()) > 1990  # type: ignore[union-attr]
+    steps, answer = steps_of(heap, looks, 100)
+    assert answer is Fragmented
+    assert max(steps) <= 20 + 8
+    assert sum(steps) > 1990
+
+
+def test_a_search_finds_what_there_is_whatever_happens_meanwhile(looks: list[int]) -> None:
+    """A run that comes to be before the place where the search stands, and one that goes."""
+    heap = half_used(2000, patience=20)
+    heap.free(1990 * PAGE)
+    heap.adopt(1990 * PAGE + 1024, 1024)
+    heap.begin(1)
+    with pytest.raises(Searching):
+        heap.grant(2560)
+    for _ in range(10):
+        assert heap.search()
+    heap.free(5 * PAGE)
+    heap.check()
+    heap.adopt(5 * PAGE + 1024, 1024)
+    heap.adopt(1989 * PAGE + 2048, 2048)
+    assert steps_of(heap, looks, 2560)[1] == (4 * PAGE + 2048, 2560)
+
+
+def test_while_a_search_is_under_way_others_are_answered_at_once_or_wait_too(looks: list[int]) -> None:
+    """A free slot serves as ever, and what needs a search gets no looks of its own."""
+    heap = half_used(2000, patience=20)
+    heap.begin(1)
+    with pytest.raises(Searching):
+        heap.grant(2064)
+    heap.begin(1)
+    looks[0] = 0
+    assert heap.grant(2048).size == 2048
+    with pytest.raises(Searching):
+        heap.grant(3000)
+    with pytest.raises(TooLarge):
+        heap.grant(2001 * PAGE)
+    with pytest.raises(Fragmented):
+        heap.grant(3 * PAGE)
+    assert looks[0] == 0
+
+
+def test_a_search_ends_though_others_free_more_than_it_looks_at() -> None:
+    """What they write down in a step is read in the next, on top of the rest."""
+    heap = half_used(2000, patience=20)
+    heap.begin(1)
+    with pytest.raises(Searching):
+        heap.grant(2064)
+    more, steps = True, 0
+    while more:
+        for _ in range(50):
+            heap.free(heap.grant(2048).offset)
+        more = heap.search()
+        steps += 1
+        assert steps < 200
+    heap.check()
+
+
+def test_a_request_whose_search_did_not_hold_gets_more_looks() -> None:
+    """Its own other blocks make work for it each time: at the third try there is patience for that."""
+    heap = half_used(400, patience=1)
+    answers = []
+    for _ in range(12):
+        heap.begin(0)
+        try:
+            taken = [heap.grant(2048).offset for _ in range(10)]
+            answers.append(refusal_of(heap, 2064))
+        finally:
+            for offset in taken:
+                heap.free(offset)
+        while heap.search():
+            pass
+    assert Searching in answers
+    assert answers[-1] is Fragmented
+
+
+def refusal_of(heap: Heap, size: int) -> type[NoMemory]:
+    """Ask in vain, and say how it was refused."""
+    with pytest.raises(NoMemory) as refusal:
+        heap.grant(size)
+    return type(refusal.value)
+
+
+def test_without_a_limit_nobody_waits(looks: list[int]) -> None:
+    """A heap that was given no patience searches to the end, and has nothing to go on with."""
+    heap = half_used(400)
+    assert steps_of(heap, looks, 2064) == ([400], Fragmented)
+    assert (heap.searching, heap.search()) == (False, False)
+
+
+def test_a_walk_is_not_lost_among_pages_that_change_hands() -> None:
+    """Ranges join and are granted around the place where it stands, slabs go and come, and the heap grows."""
+    rng = random.Random(7)
+    for seed in range(30):
+        heap = Heap(64 * PAGE, size_classes="fine" if seed % 2 else "pow2", patience=1)
+        live = list[int]()
+        for step in range(300):
+            heap.begin(0)
+            try:
+                live.append(
+                    heap.grant(rng.choice((64, 700, 2048, 3000, 5000, 9000)), rng.choice((1, 1, 256, PAGE))).offset
+                )
+            except NoMemory:
+                for _ in range(rng.randrange(len(live) // 2 + 1)):
+                    heap.free(live.pop(rng.randrange(len(live))))
+            for _ in range(rng.randrange(3)):
+                heap.search()
+            if step == 150:
+                heap.add_memory(8 * PAGE)
+            heap.check()
 
 
 # -- adoption

@@ -250,6 +250,7 @@ def test_replay_prints_a_line_a_file() -> None:
     table = run_replay(*files)
     assert (table.returncode, table.stderr, len(table.stdout.splitlines())) == (0, "", 2)
     assert "t200_1MiB.in: operations 201, failures " in table.stdout
+    assert "edge.in: operations 101, failures 6, refused 12, crate failures 13, crate refused 9, " in table.stdout
     parsed = json.loads(run_replay("-o", "json", *files).stdout)
     assert [(row["operations"], row["crate_failures"], row["check"]) for row in parsed] == [
         (101, 13, "ok"),
@@ -262,7 +263,14 @@ def test_replay_prints_a_line_a_file() -> None:
     [
         ("new 65536\nfly x\n", ":2: no such operation: 'fly'"),
         ("new 65536\n\n# a\na x 5\n", ":4: 'a' with 2 words behind it"),
-        ("new 65536\na x 5 many\n", ":2: a number is missing"),
+        ("new 65536\na x 5 many\n", ":2: a number is missing in 'a x 5 many': 'many' is none"),
+        ("new 65536\na x 1_2 1\n", ":2: a number is missing in 'a x 1_2 1': '1_2' is none"),
+        ("new +5\n", ":1: a number is missing in 'new +5': '+5' is none"),
+        ("new ٣٢٧٦٨\n", ":1: a number is missing in 'new ٣٢٧٦٨': '٣٢٧٦٨' is none"),
+        ("\ufeffnew 65536\n", ":1: begins with a byte order mark"),
+        ("\ufeff# a comment\n", ":1: begins with a byte order mark"),
+        (f"new {'7' * 5000}\n", f":1: a number of 5,000 digits in 'new {'7' * 56}...'"),
+        (f"{'fly' * 1000} x\n", f":1: no such operation: '{'fly' * 20}...'; there are new, a, d, add, u"),
         ("new\n", ":1: 'new' with 0 words behind it"),
         ("a x 5 1\n", ":1: 'a' comes before the first 'new'"),
     ],
@@ -287,6 +295,43 @@ def test_a_malformed_trace_ends_the_command_with_status_2(tmp_path: Path) -> Non
         ran = run_replay(path)
         assert (ran.returncode, ran.stdout) == (2, "")
         assert str(path.with_suffix("")) in ran.stderr
+
+
+def test_a_file_that_cannot_be_replayed_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Those before and behind it have their lines, it has its message, and the status says that something was wrong."""
+    good = TRACES / "t200_1MiB.in"
+    missing, broken = tmp_path / "missing.in", tmp_path / "broken.in"
+    broken.write_text("new 65536\nfly\n", encoding="utf-8")
+    table = run_replay(good, missing, broken, good)
+    assert table.returncode == 2
+    assert [line.split(":")[0] for line in table.stdout.splitlines()] == [str(good)] * 2
+    assert [line.split(":")[0] for line in table.stderr.splitlines()] == [str(missing), str(broken)]
+    parsed = run_replay("-o", "json", good, missing)
+    assert (parsed.returncode, [row["file"] for row in json.loads(parsed.stdout)]) == (2, [str(good)])
+
+
+def test_answers_are_read_as_strictly_as_operations(tmp_path: Path) -> None:
+    """A number in them is one, too."""
+    path = tmp_path / "odd.in"
+    path.write_text("new 32768\n", encoding="utf-8")
+    path.with_suffix(".out").write_text("ok 0 32_768 0 32768\n", encoding="utf-8")
+    with pytest.raises(TraceError, match="'32_768' is none"):
+        replay(path)
+
+
+def test_refused_lines_are_counted(tmp_path: Path) -> None:
+    """Bad layouts, names in use, blocks that are not there, heaps that cannot be: apart from failures."""
+    lines = ["new 32768", "a x 5 3", "a y -1 1", "a z 5 1", "a z 5 1", "d nobody", "a w 32768 1", "new 5", "a v 5 1"]
+    path = tmp_path / "refused.in"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    summary = replay(path)
+    assert (summary.operations, summary.failures, summary.refused, summary.crate_refused) == (9, 1, 6, None)
+    # What the crate did and we refuse counts as ours to answer for; to free what we refused is not counted again.
+    answers = ["ok 0 1 1 1"] * 6 + ["err - 1 1 1", "panic - 1 1 1", "bad - 1 1 1"]
+    path.with_suffix(".out").write_text("\n".join(answers), encoding="utf-8")
+    summary = replay(path)
+    assert (summary.crate_failures, summary.crate_refused) == (1, 2)
+    assert summary.failures_where_the_crate_succeeded == 3
 
 
 def test_a_trace_without_answers_is_replayed_alone(tmp_path: Path) -> None:

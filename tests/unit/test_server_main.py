@@ -48,7 +48,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Config], int]
     """Put a function in the place of the daemon."""
 
     def pretend(run: Callable[[Config], int]) -> None:
-        async def run_it(config: Config) -> int:
+        async def run_it(config: Config, _reread: object) -> int:
             return run(config)
 
         module = ModuleType("slabd_server.daemon")

@@ -18,12 +18,12 @@ def test_a_handle_says_what_the_block_is() -> None:
     owner, reader = world.session(), world.session()
     _, block = world.lease(owner, 64, 50)
     shared = world.share(owner, block.ref)
-    assert shared == Handle(HEAP_ID, block.ref, block.offset, 50, transfer=False)
+    assert shared == Handle(HEAP_ID, block.ref, block.offset, 50, transfer=False, size=64)
     (opened,) = world.engine.open(reader, [shared], now=world.now).results
     assert opened == Opened(block, owner=False)
     world.close(reader, block.ref)
     given = world.transfer(owner, block.ref)
-    assert given == Handle(HEAP_ID, block.ref, block.offset, 50, transfer=True)
+    assert given == Handle(HEAP_ID, block.ref, block.offset, 50, transfer=True, size=64)
     (opened,) = world.engine.open(reader, [given], now=world.now).results
     assert opened == Opened(block, owner=True)
 
@@ -114,11 +114,11 @@ def test_a_taken_over_lease_can_be_shared() -> None:
     first, second, third = world.session(), world.session(), world.session()
     (block,) = world.lease(first, 64)
     handle = world.transfer(first, block.ref)
-    assert world.heap.books.ledger.get(block.ref.slot).flags == Flag.TRANSFER
+    assert world.heap.books.ledger.get(block.ref.slot).flags == Flag.TRANSFER | Flag.SHARED
     world.now += 5
     world.open(second, handle)
     record = world.heap.books.ledger.get(block.ref.slot)
-    assert (record.flags, record.time, record.session) == (Flag.NONE, world.now, second.id)
+    assert (record.flags, record.time, record.session) == (Flag.SHARED, world.now, second.id)
     assert world.open(third, world.share(second, block.ref)) == block
 
 
@@ -168,7 +168,7 @@ def test_an_expired_promise_leaves_an_ordinary_lease() -> None:
     assert world.heap.shares.check() == 1
     world.advance(60.0)
     assert world.heap.shares.check() == 0
-    assert world.heap.books.ledger.get(block.ref.slot) == before
+    assert world.heap.books.ledger.get(block.ref.slot) == before._replace(flags=Flag.SHARED)
     assert world.heap.books.state(block.ref.slot) is BlockState.LEASED
 
 

@@ -26,17 +26,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from slabd_proto.v1 import pool_pb2 as slabd__proto_dot_v1_dot_pool__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aslabd_proto/v1/admin.proto\x12\x08slabd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19slabd_proto/v1/pool.proto\"\x12\n\x10GetStatusRequest\"\xd3\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x13\n\x0bruntime_dir\x18\x07 \x01(\t\x12\"\n\x05heaps\x18\x08 \x03(\x0b\x32\x13.slabd.v1.HeapStats\"#\n\x13ListSessionsRequest\x12\x0c\n\x04heap\x18\x01 \x01(\t\"?\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.slabd.v1.SessionInfo\"\xdc\x02\n\x0bSessionInfo\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04heap\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x10\n\x03uid\x18\x05 \x01(\rH\x00\x88\x01\x01\x12$\n\x06\x61\x63\x63\x65ss\x18\x06 \x01(\x0e\x32\x14.slabd.v1.AccessMode\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.slabd.v1.SessionState\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06leases\x18\n \x01(\x04\x12\r\n\x05opens\x18\x0b \x01(\x04\x12\x12\n\nused_bytes\x18\x0c \x01(\x04\x12\x0f\n\x07waiters\x18\r \x01(\x04\x12\x33\n\x10oldest_lease_age\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04_uid\"D\n\x11ListLeasesRequest\x12\x0c\n\x04heap\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\"H\n\x12ListLeasesResponse\x12#\n\x06leases\x18\x01 \x03(\x0b\x32\x13.slabd.v1.LeaseInfo\x12\r\n\x05total\x18\x02 \x01(\x04\"\x89\x02\n\tLeaseInfo\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.slabd.v1.Block\x12\x0c\n\x04heap\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.slabd.v1.BlockState\x12\x12\n\nsession_id\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x14\n\x0csession_name\x18\x06 \x01(\t\x12\r\n\x05label\x18\x07 \x01(\t\x12\x11\n\tcall_site\x18\x08 \x01(\t\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpending_opens\x18\n \x01(\r\x12\x11\n\topened_by\x18\x0b \x03(\x04\"\x12\n\x10ListHeapsRequest\"6\n\x11ListHeapsResponse\x12!\n\x05heaps\x18\x01 \x03(\x0b\x32\x12.slabd.v1.HeapInfo\"\xb2\x01\n\x08HeapInfo\x12\"\n\x05stats\x18\x01 \x01(\x0b\x32\x13.slabd.v1.HeapStats\x12-\n\x0csize_classes\x18\x02 \x03(\x0b\x32\x17.slabd.v1.SizeClassInfo\x12\x13\n\x0b\x66ree_ranges\x18\x03 \x01(\x04\x12\x14\n\x0cpage_backing\x18\x04 \x01(\t\x12\x10\n\x08prefault\x18\x05 \x01(\x08\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\"V\n\rSizeClassInfo\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05slabs\x18\x02 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x04\"\x0e\n\x0c\x43heckRequest\"=\n\rCheckResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\"J\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"C\n\rDrainResponse\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x12\x0e\n\x06leases\x18\x02 \x01(\x04\x12\x10\n\x08sessions\x18\x03 \x01(\x04\"\'\n\x11\x45ndSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x04\"H\n\x12\x45ndSessionResponse\x12\x17\n\x0freclaimed_bytes\x18\x01 \x01(\x04\x12\x19\n\x11quarantined_bytes\x18\x02 \x01(\x04*\x80\x01\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x1d\n\x19SESSION_STATE_QUARANTINED\x10\x02\x12\x18\n\x14SESSION_STATE_ENDING\x10\x03*\x8e\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42LOCK_STATE_LEASED\x10\x01\x12\x16\n\x12\x42LOCK_STATE_CACHED\x10\x02\x12\x16\n\x12\x42LOCK_STATE_SHARED\x10\x03\x12\x1b\n\x17\x42LOCK_STATE_QUARANTINED\x10\x04\x32\xef\x03\n\x0c\x41\x64minService\x12\x44\n\tGetStatus\x12\x1a.slabd.v1.GetStatusRequest\x1a\x1b.slabd.v1.GetStatusResponse\x12M\n\x0cListSessions\x12\x1d.slabd.v1.ListSessionsRequest\x1a\x1e.slabd.v1.ListSessionsResponse\x12G\n\nListLeases\x12\x1b.slabd.v1.ListLeasesRequest\x1a\x1c.slabd.v1.ListLeasesResponse\x12\x44\n\tListHeaps\x12\x1a.slabd.v1.ListHeapsRequest\x1a\x1b.slabd.v1.ListHeapsResponse\x12\x38\n\x05\x43heck\x12\x16.slabd.v1.CheckRequest\x1a\x17.slabd.v1.CheckResponse\x12\x38\n\x05\x44rain\x12\x16.slabd.v1.DrainRequest\x1a\x17.slabd.v1.DrainResponse\x12G\n\nEndSession\x12\x1b.slabd.v1.EndSessionRequest\x1a\x1c.slabd.v1.EndSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aslabd_proto/v1/admin.proto\x12\x08slabd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19slabd_proto/v1/pool.proto\"\x12\n\x10GetStatusRequest\"\xd3\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x13\n\x0bruntime_dir\x18\x07 \x01(\t\x12\"\n\x05heaps\x18\x08 \x03(\x0b\x32\x13.slabd.v1.HeapStats\"#\n\x13ListSessionsRequest\x12\x0c\n\x04heap\x18\x01 \x01(\t\"?\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.slabd.v1.SessionInfo\"\xf2\x02\n\x0bSessionInfo\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04heap\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x10\n\x03uid\x18\x05 \x01(\rH\x00\x88\x01\x01\x12$\n\x06\x61\x63\x63\x65ss\x18\x06 \x01(\x0e\x32\x14.slabd.v1.AccessMode\x12\x10\n\x08\x61ttached\x18\x07 \x01(\x08\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.slabd.v1.SessionState\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06leases\x18\n \x01(\x04\x12\r\n\x05opens\x18\x0b \x01(\x04\x12\x12\n\nused_bytes\x18\x0c \x01(\x04\x12\x0f\n\x07waiters\x18\r \x01(\x04\x12\x33\n\x10oldest_lease_age\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x0f \x01(\x04\x42\x06\n\x04_uid\"D\n\x11ListLeasesRequest\x12\x0c\n\x04heap\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\"H\n\x12ListLeasesResponse\x12#\n\x06leases\x18\x01 \x03(\x0b\x32\x13.slabd.v1.LeaseInfo\x12\r\n\x05total\x18\x02 \x01(\x04\"\x89\x02\n\tLeaseInfo\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.slabd.v1.Block\x12\x0c\n\x04heap\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.slabd.v1.BlockState\x12\x12\n\nsession_id\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x14\n\x0csession_name\x18\x06 \x01(\t\x12\r\n\x05label\x18\x07 \x01(\t\x12\x11\n\tcall_site\x18\x08 \x01(\t\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpending_opens\x18\n \x01(\r\x12\x11\n\topened_by\x18\x0b \x03(\x04\"\x12\n\x10ListHeapsRequest\"6\n\x11ListHeapsResponse\x12!\n\x05heaps\x18\x01 \x03(\x0b\x32\x12.slabd.v1.HeapInfo\"\xb2\x01\n\x08HeapInfo\x12\"\n\x05stats\x18\x01 \x01(\x0b\x32\x13.slabd.v1.HeapStats\x12-\n\x0csize_classes\x18\x02 \x03(\x0b\x32\x17.slabd.v1.SizeClassInfo\x12\x13\n\x0b\x66ree_ranges\x18\x03 \x01(\x04\x12\x14\n\x0cpage_backing\x18\x04 \x01(\t\x12\x10\n\x08prefault\x18\x05 \x01(\x08\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\"V\n\rSizeClassInfo\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05slabs\x18\x02 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x04\"\x0e\n\x0c\x43heckRequest\"=\n\rCheckResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\"J\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"C\n\rDrainResponse\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x12\x0e\n\x06leases\x18\x02 \x01(\x04\x12\x10\n\x08sessions\x18\x03 \x01(\x04\"\'\n\x11\x45ndSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x04\"H\n\x12\x45ndSessionResponse\x12\x17\n\x0freclaimed_bytes\x18\x01 \x01(\x04\x12\x19\n\x11quarantined_bytes\x18\x02 \x01(\x04*\x80\x01\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x1d\n\x19SESSION_STATE_QUARANTINED\x10\x02\x12\x18\n\x14SESSION_STATE_ENDING\x10\x03*\x8e\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42LOCK_STATE_LEASED\x10\x01\x12\x16\n\x12\x42LOCK_STATE_CACHED\x10\x02\x12\x16\n\x12\x42LOCK_STATE_SHARED\x10\x03\x12\x1b\n\x17\x42LOCK_STATE_QUARANTINED\x10\x04\x32\xef\x03\n\x0c\x41\x64minService\x12\x44\n\tGetStatus\x12\x1a.slabd.v1.GetStatusRequest\x1a\x1b.slabd.v1.GetStatusResponse\x12M\n\x0cListSessions\x12\x1d.slabd.v1.ListSessionsRequest\x1a\x1e.slabd.v1.ListSessionsResponse\x12G\n\nListLeases\x12\x1b.slabd.v1.ListLeasesRequest\x1a\x1c.slabd.v1.ListLeasesResponse\x12\x44\n\tListHeaps\x12\x1a.slabd.v1.ListHeapsRequest\x1a\x1b.slabd.v1.ListHeapsResponse\x12\x38\n\x05\x43heck\x12\x16.slabd.v1.CheckRequest\x1a\x17.slabd.v1.CheckResponse\x12\x38\n\x05\x44rain\x12\x16.slabd.v1.DrainRequest\x1a\x17.slabd.v1.DrainResponse\x12G\n\nEndSession\x12\x1b.slabd.v1.EndSessionRequest\x1a\x1c.slabd.v1.EndSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slabd_proto.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSTATE']._serialized_start=1883
-  _globals['_SESSIONSTATE']._serialized_end=2011
-  _globals['_BLOCKSTATE']._serialized_start=2014
-  _globals['_BLOCKSTATE']._serialized_end=2156
+  _globals['_SESSIONSTATE']._serialized_start=1905
+  _globals['_SESSIONSTATE']._serialized_end=2033
+  _globals['_BLOCKSTATE']._serialized_start=2036
+  _globals['_BLOCKSTATE']._serialized_end=2178
   _globals['_GETSTATUSREQUEST']._serialized_start=99
   _globals['_GETSTATUSREQUEST']._serialized_end=117
   _globals['_GETSTATUSRESPONSE']._serialized_start=120
@@ -46,33 +46,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSESSIONSRESPONSE']._serialized_start=370
   _globals['_LISTSESSIONSRESPONSE']._serialized_end=433
   _globals['_SESSIONINFO']._serialized_start=436
-  _globals['_SESSIONINFO']._serialized_end=784
-  _globals['_LISTLEASESREQUEST']._serialized_start=786
-  _globals['_LISTLEASESREQUEST']._serialized_end=854
-  _globals['_LISTLEASESRESPONSE']._serialized_start=856
-  _globals['_LISTLEASESRESPONSE']._serialized_end=928
-  _globals['_LEASEINFO']._serialized_start=931
-  _globals['_LEASEINFO']._serialized_end=1196
-  _globals['_LISTHEAPSREQUEST']._serialized_start=1198
-  _globals['_LISTHEAPSREQUEST']._serialized_end=1216
-  _globals['_LISTHEAPSRESPONSE']._serialized_start=1218
-  _globals['_LISTHEAPSRESPONSE']._serialized_end=1272
-  _globals['_HEAPINFO']._serialized_start=1275
-  _globals['_HEAPINFO']._serialized_end=1453
-  _globals['_SIZECLASSINFO']._serialized_start=1455
-  _globals['_SIZECLASSINFO']._serialized_end=1541
-  _globals['_CHECKREQUEST']._serialized_start=1543
-  _globals['_CHECKREQUEST']._serialized_end=1557
-  _globals['_CHECKRESPONSE']._serialized_start=1559
-  _globals['_CHECKRESPONSE']._serialized_end=1620
-  _globals['_DRAINREQUEST']._serialized_start=1622
-  _globals['_DRAINREQUEST']._serialized_end=1696
-  _globals['_DRAINRESPONSE']._serialized_start=1698
-  _globals['_DRAINRESPONSE']._serialized_end=1765
-  _globals['_ENDSESSIONREQUEST']._serialized_start=1767
-  _globals['_ENDSESSIONREQUEST']._serialized_end=1806
-  _globals['_ENDSESSIONRESPONSE']._serialized_start=1808
-  _globals['_ENDSESSIONRESPONSE']._serialized_end=1880
-  _globals['_ADMINSERVICE']._serialized_start=2159
-  _globals['_ADMINSERVICE']._serialized_end=2654
+  _globals['_SESSIONINFO']._serialized_end=806
+  _globals['_LISTLEASESREQUEST']._serialized_start=808
+  _globals['_LISTLEASESREQUEST']._serialized_end=876
+  _globals['_LISTLEASESRESPONSE']._serialized_start=878
+  _globals['_LISTLEASESRESPONSE']._serialized_end=950
+  _globals['_LEASEINFO']._serialized_start=953
+  _globals['_LEASEINFO']._serialized_end=1218
+  _globals['_LISTHEAPSREQUEST']._serialized_start=1220
+  _globals['_LISTHEAPSREQUEST']._serialized_end=1238
+  _globals['_LISTHEAPSRESPONSE']._serialized_start=1240
+  _globals['_LISTHEAPSRESPONSE']._serialized_end=1294
+  _globals['_HEAPINFO']._serialized_start=1297
+  _globals['_HEAPINFO']._serialized_end=1475
+  _globals['_SIZECLASSINFO']._serialized_start=1477
+  _globals['_SIZECLASSINFO']._serialized_end=1563
+  _globals['_CHECKREQUEST']._serialized_start=1565
+  _globals['_CHECKREQUEST']._serialized_end=1579
+  _globals['_CHECKRESPONSE']._serialized_start=1581
+  _globals['_CHECKRESPONSE']._serialized_end=1642
+  _globals['_DRAINREQUEST']._serialized_start=1644
+  _globals['_DRAINREQUEST']._serialized_end=1718
+  _globals['_DRAINRESPONSE']._serialized_start=1720
+  _globals['_DRAINRESPONSE']._serialized_end=1787
+  _globals['_ENDSESSIONREQUEST']._serialized_start=1789
+  _globals['_ENDSESSIONREQUEST']._serialized_end=1828
+  _globals['_ENDSESSIONRESPONSE']._serialized_start=1830
+  _globals['_ENDSESSIONRESPONSE']._serialized_end=1902
+  _globals['_ADMINSERVICE']._serialized_start=2181
+  _globals['_ADMINSERVICE']._serialized_end=2676
 # @@protoc_insertion_point(module_scope)

@@ -204,6 +204,7 @@ class SessionInfo(google.protobuf.message.Message):
     USED_BYTES_FIELD_NUMBER: builtins.int
     WAITERS_FIELD_NUMBER: builtins.int
     OLDEST_LEASE_AGE_FIELD_NUMBER: builtins.int
+    CACHED_BYTES_FIELD_NUMBER: builtins.int
     id: builtins.int
     """Its number."""
     name: builtins.str
@@ -228,6 +229,8 @@ class SessionInfo(google.protobuf.message.Message):
     """How many bytes the blocks it owns take."""
     waiters: builtins.int
     """How many of its requests wait."""
+    cached_bytes: builtins.int
+    """How many bytes it keeps at hand for its next leases, as it says. They can be recalled, and are not among the used."""
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
         """How long it has existed."""
@@ -253,9 +256,10 @@ class SessionInfo(google.protobuf.message.Message):
         used_bytes: builtins.int = ...,
         waiters: builtins.int = ...,
         oldest_lease_age: google.protobuf.duration_pb2.Duration | None = ...,
+        cached_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_uid", b"_uid", "age", b"age", "oldest_lease_age", b"oldest_lease_age", "uid", b"uid"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_uid", b"_uid", "access", b"access", "age", b"age", "attached", b"attached", "heap", b"heap", "id", b"id", "leases", b"leases", "name", b"name", "oldest_lease_age", b"oldest_lease_age", "opens", b"opens", "pid", b"pid", "state", b"state", "uid", b"uid", "used_bytes", b"used_bytes", "waiters", b"waiters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_uid", b"_uid", "access", b"access", "age", b"age", "attached", b"attached", "cached_bytes", b"cached_bytes", "heap", b"heap", "id", b"id", "leases", b"leases", "name", b"name", "oldest_lease_age", b"oldest_lease_age", "opens", b"opens", "pid", b"pid", "state", b"state", "uid", b"uid", "used_bytes", b"used_bytes", "waiters", b"waiters"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_uid", b"_uid"]) -> typing.Literal["uid"] | None: ...
 
 Global___SessionInfo: typing_extensions.TypeAlias = SessionInfo

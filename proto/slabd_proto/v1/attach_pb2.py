@@ -26,17 +26,17 @@ from slabd_proto.v1 import error_pb2 as slabd__proto_dot_v1_dot_error__pb2
 from slabd_proto.v1 import pool_pb2 as slabd__proto_dot_v1_dot_pool__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslabd_proto/v1/attach.proto\x12\x08slabd.v1\x1a\x1aslabd_proto/v1/error.proto\x1a\x19slabd_proto/v1/pool.proto\"O\n\x0b\x41ttachHello\x12\x0c\n\x04heap\x18\x01 \x01(\t\x12$\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0e\x32\x14.slabd.v1.AccessMode\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x9a\x01\n\x0b\x41ttachReply\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.slabd.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\"\n\x07session\x18\x03 \x01(\x0b\x32\x11.slabd.v1.Session\x12/\n\x0b\x64\x65scriptors\x18\x04 \x03(\x0e\x32\x1a.slabd.v1.AttachDescriptor*Q\n\x10\x41ttachDescriptor\x12!\n\x1d\x41TTACH_DESCRIPTOR_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTACH_DESCRIPTOR_HEAP\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslabd_proto/v1/attach.proto\x12\x08slabd.v1\x1a\x1aslabd_proto/v1/error.proto\x1a\x19slabd_proto/v1/pool.proto\"]\n\x0b\x41ttachHello\x12\x0c\n\x04heap\x18\x01 \x01(\t\x12$\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0e\x32\x14.slabd.v1.AccessMode\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04lane\x18\x04 \x01(\x08\"\x9a\x01\n\x0b\x41ttachReply\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.slabd.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\"\n\x07session\x18\x03 \x01(\x0b\x32\x11.slabd.v1.Session\x12/\n\x0b\x64\x65scriptors\x18\x04 \x03(\x0e\x32\x1a.slabd.v1.AttachDescriptor*\xcc\x01\n\x10\x41ttachDescriptor\x12!\n\x1d\x41TTACH_DESCRIPTOR_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTACH_DESCRIPTOR_HEAP\x10\x01\x12!\n\x1d\x41TTACH_DESCRIPTOR_GENERATIONS\x10\x02\x12\x1a\n\x16\x41TTACH_DESCRIPTOR_LANE\x10\x03\x12\x1e\n\x1a\x41TTACH_DESCRIPTOR_DOORBELL\x10\x04\x12\x1a\n\x16\x41TTACH_DESCRIPTOR_BELL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slabd_proto.v1.attach_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHDESCRIPTOR']._serialized_start=334
-  _globals['_ATTACHDESCRIPTOR']._serialized_end=415
+  _globals['_ATTACHDESCRIPTOR']._serialized_start=349
+  _globals['_ATTACHDESCRIPTOR']._serialized_end=553
   _globals['_ATTACHHELLO']._serialized_start=96
-  _globals['_ATTACHHELLO']._serialized_end=175
-  _globals['_ATTACHREPLY']._serialized_start=178
-  _globals['_ATTACHREPLY']._serialized_end=332
+  _globals['_ATTACHHELLO']._serialized_end=189
+  _globals['_ATTACHREPLY']._serialized_start=192
+  _globals['_ATTACHREPLY']._serialized_end=346
 # @@protoc_insertion_point(module_scope)

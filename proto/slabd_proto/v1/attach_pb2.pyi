@@ -31,6 +31,14 @@ class _AttachDescriptorEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     """Never sent."""
     ATTACH_DESCRIPTOR_HEAP: _AttachDescriptor.ValueType  # 1
     """The heap's memfd, open for reading and, unless the session is read-only, writing."""
+    ATTACH_DESCRIPTOR_GENERATIONS: _AttachDescriptor.ValueType  # 2
+    """The heap's table of generations, a memfd, open for reading."""
+    ATTACH_DESCRIPTOR_LANE: _AttachDescriptor.ValueType  # 3
+    """The session's lane, a memfd, open for reading and writing."""
+    ATTACH_DESCRIPTOR_DOORBELL: _AttachDescriptor.ValueType  # 4
+    """The eventfd by which the client tells the daemon that there is something in the lane."""
+    ATTACH_DESCRIPTOR_BELL: _AttachDescriptor.ValueType  # 5
+    """The eventfd by which the daemon tells the client that there is an answer in the lane."""
 
 class AttachDescriptor(_AttachDescriptor, metaclass=_AttachDescriptorEnumTypeWrapper):
     """What a descriptor sent over the attach socket is for."""
@@ -39,6 +47,14 @@ ATTACH_DESCRIPTOR_UNSPECIFIED: AttachDescriptor.ValueType  # 0
 """Never sent."""
 ATTACH_DESCRIPTOR_HEAP: AttachDescriptor.ValueType  # 1
 """The heap's memfd, open for reading and, unless the session is read-only, writing."""
+ATTACH_DESCRIPTOR_GENERATIONS: AttachDescriptor.ValueType  # 2
+"""The heap's table of generations, a memfd, open for reading."""
+ATTACH_DESCRIPTOR_LANE: AttachDescriptor.ValueType  # 3
+"""The session's lane, a memfd, open for reading and writing."""
+ATTACH_DESCRIPTOR_DOORBELL: AttachDescriptor.ValueType  # 4
+"""The eventfd by which the client tells the daemon that there is something in the lane."""
+ATTACH_DESCRIPTOR_BELL: AttachDescriptor.ValueType  # 5
+"""The eventfd by which the daemon tells the client that there is an answer in the lane."""
 Global___AttachDescriptor: typing_extensions.TypeAlias = AttachDescriptor
 
 @typing.final
@@ -61,20 +77,26 @@ class AttachHello(google.protobuf.message.Message):
     HEAP_FIELD_NUMBER: builtins.int
     ACCESS_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
+    LANE_FIELD_NUMBER: builtins.int
     heap: builtins.str
     """The heap to attach to; empty for the daemon's first heap."""
     access: slabd_proto.v1.pool_pb2.AccessMode.ValueType
     """What the client wants to do with it; a read-only client is given a read-only descriptor."""
     name: builtins.str
     """A name for the session, shown to operators; empty for the process's own."""
+    lane: builtins.bool
+    """Whether the client wants a lane: memory in which it can lease, share and open without a call. Its layout is that of
+    proto/slabd_proto/lane.py. The daemon may have none to give.
+    """
     def __init__(
         self,
         *,
         heap: builtins.str = ...,
         access: slabd_proto.v1.pool_pb2.AccessMode.ValueType = ...,
         name: builtins.str = ...,
+        lane: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access", b"access", "heap", b"heap", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access", b"access", "heap", b"heap", "lane", b"lane", "name", b"name"]) -> None: ...
 
 Global___AttachHello: typing_extensions.TypeAlias = AttachHello
 

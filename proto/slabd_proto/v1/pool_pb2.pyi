@@ -631,6 +631,7 @@ class Handle(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     REQUESTED_SIZE_FIELD_NUMBER: builtins.int
     TRANSFER_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
     heap_id: builtins.int
     """The heap's `heap_id`; a handle of another heap is stale."""
     offset: builtins.int
@@ -639,6 +640,8 @@ class Handle(google.protobuf.message.Message):
     """How many bytes its owner asked for."""
     transfer: builtins.bool
     """True when the opener becomes the owner."""
+    size: builtins.int
+    """How many bytes the block has; zero when that is not known."""
     @property
     def block(self) -> Global___BlockRef:
         """The block's name."""
@@ -651,9 +654,10 @@ class Handle(google.protobuf.message.Message):
         offset: builtins.int = ...,
         requested_size: builtins.int = ...,
         transfer: builtins.bool = ...,
+        size: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["block", b"block"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "heap_id", b"heap_id", "offset", b"offset", "requested_size", b"requested_size", "transfer", b"transfer"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block", "heap_id", b"heap_id", "offset", b"offset", "requested_size", b"requested_size", "size", b"size", "transfer", b"transfer"]) -> None: ...
 
 Global___Handle: typing_extensions.TypeAlias = Handle
 

@@ -8,7 +8,7 @@ What keeps a granted block, its *keepers*, is written in its ledger record and i
 
 and from them alone follows its state:
 
-    no keeper                                             not granted: the block is free
+    no keeper                                             not granted: the block is free, unless it is CLOSING
     every keeper is a quarantined session, pending == 0   QUARANTINED
     pending > 0 or any hold                               SHARED
     otherwise                                             LEASED
@@ -21,7 +21,17 @@ Invariants, with B the set of granted blocks:
     a slot of B is in its owner's chain, or in `orphans` when it has none
     `holds` and the ledger's HOLD records say the same
     only slots of B have holds, a state or a purpose, and each of them has a state
+    only slots of B that have no owner are closing
+    0 <= account.cached_bytes <= account.owned_bytes, and `cached_bytes` is at most their sum
     a session whose states lag behind is in quarantine
+
+CLOSING: where clients open blocks without asking (`gates`), a block that was shared and has lost its last keeper is not
+free yet. Its gate is closed, and it is in `closing` until the adapter has made sure (a barrier, and a look at all
+lanes) that nobody came through the gate before; then `sweep` frees it, or somebody keeps it after all.
+
+CACHED: of the blocks that a session leases it may use only some and keep the others for later, without telling. How
+many bytes that are is a claim of the session's (`claim`), bounded by what it leases. They can be recalled, so they
+count as available.
 
 Nothing here decides who may do what; `engine` and `shares` do. No method fails once it has begun to change something.
 """
@@ -33,22 +43,27 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.chains import Chain, Links
-from slabd_server.core.errors import InvariantBroken, OutOfMemory, UnknownBlock
+from slabd_server.core.errors import InvariantBroken, LedgerFull, OutOfMemory, UnknownBlock
+from slabd_server.core.gates import NoGates
 from slabd_server.core.holders import Holders
 from slabd_server.core.ledger import Flag, Kind, Ledger, Record
+from slabd_server.core.memory import FixedMemory
+from slabd_server.core.preparing import Preparer, Reservation
 from slabd_server.core.purposes import Purposes
 from slabd_server.core.records import NO_SESSION, Block, BlockRef, BlockState, SlotId
+from slabd_server.core.sizes import PAGE
 from slabd_server.core.tallies import Tallies, count_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from slabd_server.core.accounts import Account
     from slabd_server.core.cleaner import Cleaner
+    from slabd_server.core.gates import Gates
     from slabd_server.core.heap import Extent, Heap
     from slabd_server.core.purposes import Purpose
-    from slabd_server.core.records import LeaseItem, SessionId
+    from slabd_server.core.records import LeaseItem, Range, SessionId
     from slabd_server.core.store import Store
 
 _UNGRANTED: Final = 255
@@ -65,12 +80,25 @@ class Hold:
 class Books:
     """One heap: who has which block."""
 
-    def __init__(self, name: str, heap_id: int, allocator: Heap, store: Store, cleaner: Cleaner) -> None:
+    def __init__(
+        self,
+        name: str,
+        heap_id: int,
+        allocator: Heap,
+        store: Store,
+        cleaner: Cleaner,
+        gates: Gates | None = None,
+        preparer: Preparer | None = None,
+    ) -> None:
         self.name: Final = name
         self.heap_id: Final = heap_id
         self.allocator: Final = allocator
         self.ledger: Final = Ledger(store)
         self.cleaner: Final = cleaner
+        self.gates: Final[Gates] = gates or NoGates()
+        self.preparer: Final = preparer or Preparer(FixedMemory())
+        self.prepared_bytes = 0
+        self.closing: Final[dict[SlotId, None]] = {}
         self.links: Final = Links()
         self.orphans: Final = Chain(self.links)
         self.holds: Final[dict[SlotId, dict[SessionId, Hold]]] = {}
@@ -81,6 +109,9 @@ class Books:
         self.used_peak_bytes = 0
         self.blocks = 0
         self.leases = 0
+        self.claimed_bytes = 0
+        self.claimed_blocks = 0
+        self.told: Callable[[SessionId, SlotId], Purpose | None] = _tells_nothing
         self._states = bytearray()
         self._purposes = Purposes()
         self._quarantined: set[SessionId] = set()
@@ -97,35 +128,125 @@ class Books:
     @property
     def used_bytes(self) -> int:
         """Bytes of blocks that somebody uses."""
-        return self.allocator.used_bytes - self.state_bytes[BlockState.CACHED]
+        return self.allocator.used_bytes - self.cached_bytes
 
     @property
     def available_bytes(self) -> int:
         """Bytes that are free, or can be recalled."""
-        return self.allocator.available_bytes + self.state_bytes[BlockState.CACHED]
+        return self.allocator.available_bytes + self.cached_bytes
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of blocks that sessions lease and do not use, as they said when they were asked last."""
+        return min(self.claimed_bytes, self.state_bytes[BlockState.LEASED])
+
+    def claim(self, account: Account, cached_bytes: int, cached_blocks: int) -> None:
+        """Note what a session says it does not use of its leases. It is bounded by what it has."""
+        cached_bytes, cached_blocks = min(cached_bytes, account.owned_bytes), min(cached_blocks, len(account.owned))
+        self.claimed_bytes += cached_bytes - account.cached_bytes
+        self.claimed_blocks += cached_blocks - account.cached_blocks
+        account.cached_bytes, account.cached_blocks = cached_bytes, cached_blocks
 
     # -- granting and ending leases
 
     def grant(
-        self, account: Account, items: Sequence[LeaseItem], purpose: Purpose, *, sequence: int, now: float
+        self,
+        account: Account,
+        items: Sequence[LeaseItem],
+        purpose: Purpose,
+        *,
+        sequence: int,
+        now: float,
+        flags: int = Flag.NONE,
     ) -> tuple[Block, ...]:
-        """Grant a block for each item to a session: all, or none.
+        """Grant a block for each item to a session, in one step: all, or none. `flags` are for their records.
 
         Raises:
-            NoMemory: one of them cannot be had; nothing has changed.
+            NoMemory: one of them cannot be had, or not in one step; nothing has changed.
             InvalidSize, InvalidAlignment: one of them never can; nothing has changed.
         """
+        reservation = self.reserve(account, items)
+        if not reservation.is_ready:
+            self.take_back(reservation)
+            raise OutOfMemory(f"{reservation.size} bytes have to be prepared before they can be granted")
+        return self.enter(account, items, reservation, purpose, sequence=sequence, now=now, flags=flags)
+
+    def reserve(self, account: Account, items: Sequence[LeaseItem]) -> Reservation:
+        """Take a block for each item from the allocator, all or none, and prepare them as far as that takes no time.
+
+        Raises:
+            NoMemory, InvalidSize, InvalidAlignment: as `grant`; nothing has changed.
+        """
         self.ledger.reserve(len(items))
+        self.allocator.begin(len(items))
+        self.preparer.begin()
         extents = self._allocate(items)
-        blocks = []
-        for item, (offset, size) in zip(items, extents, strict=True):
-            record = Record(Kind.BLOCK, Flag.NONE, 0, 0, offset, size, item.size, account.id, sequence, now)
+        commits, _ = self.preparer.take()
+        # Pages that it shares with other blocks must exist before these are granted.
+        if commits and any((offset | size) % PAGE for offset, size in extents):
+            self._commit_now(extents, commits)
+            commits = ()
+        for offset, size in extents:
             self.cleaner.prepare(offset, size, session=account.id, uid=account.uid)
+        return Reservation(tuple(extents), commits, self.preparer.take()[1])
+
+    def _commit_now(self, extents: Sequence[Extent], commits: tuple[Range, ...]) -> None:
+        try:
+            for offset, size in commits:
+                self.preparer.memory.commit(offset, size)
+        except OutOfMemory:
+            self.take_back(Reservation(tuple(extents), commits, ()))
+            raise
+
+    def set_aside(self, reservation: Reservation) -> None:
+        """Count blocks that are being prepared, until `enter` or `take_back` is told of them; `resume` ends it."""
+        self.prepared_bytes += reservation.size
+        self.state_bytes[BlockState.LEASED] += reservation.size
+
+    def resume(self, reservation: Reservation) -> None:
+        """Note that blocks are prepared, or will not be."""
+        self.prepared_bytes -= reservation.size
+        self.state_bytes[BlockState.LEASED] -= reservation.size
+
+    def take_back(self, reservation: Reservation, *, prepared: bool = False) -> None:
+        """Free blocks that were reserved; unless they are prepared, what was to be committed may not exist."""
+        for extent in reservation.extents:
+            self.allocator.free(extent.offset)
+        if not prepared:
+            for offset, _ in reservation.commits:
+                self.allocator.lack(offset)
+
+    def enter(
+        self,
+        account: Account,
+        items: Sequence[LeaseItem],
+        reservation: Reservation,
+        purpose: Purpose,
+        *,
+        sequence: int,
+        now: float,
+        flags: int = Flag.NONE,
+    ) -> tuple[Block, ...]:
+        """Make reserved blocks, which are prepared, a session's.
+
+        Raises:
+            LedgerFull: there is no room to record them; they are free again.
+        """
+        try:
+            self.ledger.reserve(len(items))
+        except LedgerFull:
+            self.take_back(reservation, prepared=True)
+            raise
+        blocks = []
+        for item, (offset, size) in zip(items, reservation.extents, strict=True):
+            record = Record(Kind.BLOCK, flags, 0, 0, offset, size, item.size, account.id, sequence, now)
             slot, record = self.ledger.add(record)
+            self.gates.open(slot, record.generation)
             self._adopt(account, slot, size)
             self._purposes.put(slot, purpose)
             self.blocks += 1
             self.requested_bytes += item.size
+            self.tallies.count_grant(size)
             self._restate(slot, record)
             blocks.append(Block(BlockRef(slot, record.generation), offset, size, item.size))
         self.tallies.leases_granted += len(blocks)
@@ -151,20 +272,29 @@ class Books:
             for index in order:
                 placed[index] = self.allocator.grant(items[index].size, items[index].alignment)
         except Exception:
-            for extent in placed.values():
-                self.allocator.free(extent.offset)
+            self.take_back(Reservation(tuple(placed.values()), self.preparer.take()[0], ()))
             raise
         return placed
 
-    def disown(self, account: Account, slot: SlotId, *, sequence: int, cause: str) -> int:
-        """End a session's lease of a block it owns; return how many bytes became free by it."""
-        record = self.ledger.get(slot)
+    def disown(
+        self, account: Account, slot: SlotId, *, sequence: int, cause: str, record: Record | None = None
+    ) -> int:
+        """End a session's lease of a block it owns; return how many bytes became free by it.
+
+        `record` is the block's, for who has it at hand.
+        """
+        record = record or self.ledger.get(slot)
         account.owned.remove(slot)
         account.owned_bytes -= record.b
+        if account.cached_blocks:
+            self.claim(account, account.cached_bytes, account.cached_blocks)
         self.holders.rank(account)
-        self.orphans.append(slot)
         self.leases -= 1
         count_up(self.tallies.leases_ended, cause)
+        if not (record.pending or slot in self.holds or (record.flags & Flag.SHARED and self.gates.watched)):
+            self.gates.close(slot, record.generation)
+            return self._free(slot, record, actor=account.id, sequence=sequence)
+        self.orphans.append(slot)
         record = self.ledger.update(slot, record._replace(session=NO_SESSION, sequence=sequence))
         return self._settle(slot, record, actor=account.id, sequence=sequence)
 
@@ -185,6 +315,13 @@ class Books:
         account.owned_bytes += size
         self.holders.rank(account)
         self.leases += 1
+
+    def resize(self, slot: SlotId, requested_size: int) -> None:
+        """Note how many bytes of a granted block its owner asks for now; bounded by what the block has."""
+        record = self.ledger.get(slot)
+        changed = record._replace(c=min(max(requested_size, 1), record.b))
+        self.requested_bytes += changed.c - record.c
+        self.ledger.update(slot, changed)
 
     # -- pending opens and holds
 
@@ -224,14 +361,35 @@ class Books:
         return self.settle(slot, actor=account.id, sequence=sequence)
 
     def settle(self, slot: SlotId, *, actor: SessionId, sequence: int) -> int:
-        """Free a block that has lost its last keeper, else bring its state up to date; return the bytes freed."""
+        """Free a block that has lost its last keeper, else bring its state up to date; return the bytes freed.
+
+        Those of a block that is CLOSING are counted as freed.
+        """
         return self._settle(slot, self.ledger.get(slot), actor=actor, sequence=sequence)
 
     def _settle(self, slot: SlotId, record: Record, *, actor: SessionId, sequence: int) -> int:
         if record.session or record.pending or slot in self.holds:
             self._restate(slot, record)
             return 0
+        self.gates.close(slot, record.generation)
+        if record.flags & Flag.SHARED and self.gates.watched:
+            self.closing[slot] = None
+            return record.b
         self.orphans.remove(slot)
+        return self._free(slot, record, actor=actor, sequence=sequence)
+
+    def sweep(self, slots: Iterable[SlotId]) -> None:
+        """Free those of these CLOSING blocks that nobody keeps, now that nobody else can come."""
+        for slot in slots:
+            if slot in self.closing:
+                del self.closing[slot]
+                record = self.ledger.get(slot)
+                if not (record.session or record.pending or slot in self.holds):
+                    self.orphans.remove(slot)
+                    self._free(slot, record, actor=NO_SESSION, sequence=record.sequence)
+
+    def _free(self, slot: SlotId, record: Record, *, actor: SessionId, sequence: int) -> int:
+        """Free a block that is in no chain any more."""
         self._purposes.drop(slot)
         self.blocks -= 1
         self.requested_bytes -= record.c
@@ -270,8 +428,8 @@ class Books:
         return record
 
     def purpose(self, slot: SlotId) -> Purpose:
-        """Return what a block is for."""
-        return self._purposes.get(slot)
+        """Return what a block is for: as its session tells where it is asked, else as it said when it was granted."""
+        return self.told(self.ledger.get(slot).session, slot) or self._purposes.get(slot)
 
     def state(self, slot: SlotId) -> BlockState:
         """Return a granted block's state."""
@@ -309,6 +467,7 @@ class Books:
         """Forget a session that has nothing any more."""
         self._quarantined.discard(account.id)
         self._lagging.discard(account.id)
+        self.claim(account, 0, 0)
 
     def _derive(self, slot: SlotId, record: Record) -> BlockState:
         holders = self.holds.get(slot)
@@ -358,13 +517,14 @@ class Books:
                 extents.append((record.a, record.b))
                 requested += record.c
                 unowned += not record.session
+        states[BlockState.LEASED] += self.prepared_bytes
         _no_overlap(extents, self.total_bytes)
         for what, found, counted in (
             ("blocks", len(extents), self.blocks),
             ("blocks with a state", len(extents), len(self._states) - self._states.count(_UNGRANTED)),
             ("blocks without an owner", unowned, len(self.orphans)),
             ("holds", holds, sum(map(len, self.holds.values()))),
-            ("bytes granted", sum(size for _, size in extents), self.allocator.used_bytes),
+            ("bytes granted", sum(size for _, size in extents) + self.prepared_bytes, self.allocator.used_bytes),
             ("bytes requested", requested, self.requested_bytes),
             ("bytes by state", states, self.state_bytes),
         ):
@@ -377,7 +537,7 @@ class Books:
         counted, derived = self._counted_as(slot), self._derive(slot, record)
         if counted == _UNGRANTED or (counted != derived and not self._lags(slot, record)):
             raise InvariantBroken(f"slot {slot} is counted as {counted}, its keepers say {derived.name}")
-        if not (record.session or record.pending or self.holds.get(slot)):
+        if not (record.session or record.pending or self.holds.get(slot) or slot in self.closing):
             raise InvariantBroken(f"slot {slot} is granted and has no keeper")
         return counted
 
@@ -398,10 +558,13 @@ class Books:
             ("open", self.holds),
             ("an orphan", self.orphans),
             ("for a purpose", self._purposes.slots()),
+            ("closing", self.closing),
         ):
             for slot in slots:
                 if self._counted_as(slot) == _UNGRANTED:
                     raise InvariantBroken(f"slot {slot} is {what} and not granted")
+        if owned := set(self.closing) - set(self.orphans):
+            raise InvariantBroken(f"slots {sorted(owned)} are closing and have an owner")
         for slot in self.orphans:
             if owner := self.ledger.get(slot).session:
                 raise InvariantBroken(f"slot {slot} is an orphan and owned by session {owner}")
@@ -410,6 +573,10 @@ class Books:
                 raise InvariantBroken(f"slot {slot} is open and nobody has it open")
         if strays := self._lagging - self._quarantined:
             raise InvariantBroken(f"sessions {sorted(strays)} lag and are not in quarantine")
+
+
+def _tells_nothing(_session: SessionId, _slot: SlotId) -> None:
+    """Stand for sessions that say everything in their requests."""
 
 
 def _no_overlap(extents: list[tuple[int, int]], total: int) -> None:

@@ -12,6 +12,7 @@ None while there is nothing to do and nothing to tell.
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -62,8 +63,10 @@ class Chores:
         self._schedule(now)
 
     def owe(self, effects: Effects) -> None:
-        """Leave effects for `collect`."""
+        """Leave effects for `collect`, at the next tick at the latest."""
         self._owed.append(effects)
+        if self.due is None:
+            self.due = -math.inf
 
     def collect(self, now: float) -> Effects:
         """Return what the steps so far have to tell."""

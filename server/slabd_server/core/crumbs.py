@@ -1,16 +1,18 @@
-"""Crumbs: an index of where free bytes are left in slabs and patches, made only when nothing else serves a request.
+"""Crumbs: indexes of where free bytes are left in slabs and patches, made only when nothing else serves a request.
 
-Owns, for each alignment somebody has asked for lately, an upper bound on the room of every *holder*: a slab or a patch,
-known by its first page. The room of a holder at an alignment is the longest stretch, from a multiple of the alignment
-on, of a run of free bytes that has some of them in the holder. Promises that a search costs no more than the changes
-since the last one did, and that changes cost one look while there is no index, and little more while there is. Must
-not know what a holder is: the last resort measures them.
+Owns, for an alignment, an upper bound on the room of every *holder*: a slab or a patch, known by its first page. The
+room of a holder at an alignment is the longest stretch, from a multiple of the alignment on, of a run of free bytes
+that has some of them in the holder. Promises that a search costs no more than the changes since the last one did, and
+that changes cost one look while there is no index, and little more while there is. Must not know what a holder is: the
+last resort measures them. Nor what an alignment is: below zero are its indexes of another kind.
 
-The heap writes down the page (in `log`) of whatever may have grown: of a slot or a block freed, of a slab or a patch
-that is new, and the pages just outside of a range of free pages that has become longer. What is taken is not written
-down. So, for each index and each maximal run of free bytes with some of them in a holder:
+An index is made by walking over the pages in their order, as far as there is patience in one step: `walked` is how far
+that has come. The heap writes down the page (in `log`) of whatever may have grown: of a slot or a block freed, of a
+slab or a patch that is new, and the pages just outside of a range of free pages that has become longer. What is taken
+is not written down. So, for each index and each maximal run of free bytes with some of them in a holder:
 
-    some holder of these bytes has an entry of at least the run's room, or is at a page the index has not read
+    some holder of these bytes has an entry of at least the run's room, or is at a page the index has not read,
+    or begins at `walked` or behind it
 
 because the holder of whichever of these bytes became free last was written down then, or holders at both ends of the
 free pages it lies in were; and whoever reads measures the whole run. An entry that turns out too high when it is looked
@@ -19,42 +21,53 @@ up is filed anew, which is paid for by the take that made it so.
 Invariants:
 
     fits holds exactly the entries {page: room} of rooms;   every room > 0
+    walked is no page inside of a free or a granted range, but the first of one, until it is WALKED
     0 <= read <= len(log);   log[read:] are the pages an index has not read
-    an index is let go when it has not read more pages than it cost to make, and then MIN_IDLE
-    there are at most INDEXES_MAX indexes, the one used last at the end
+    an index is let go when it has not read more pages than it cost to make, and then MIN_IDLE; not while it is made
+    there are at most INDEXES_MAX indexes, one more when there is one of what exists; the one used last at the end
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import FitIndex
 
 MIN_IDLE: Final = 1024
-# Each takes some 80 bytes a holder.
-INDEXES_MAX: Final = 2
+# Each takes some 80 bytes a holder. One is that of every byte, which is asked first and so never the oldest. A request
+# for which the system lacks memory needs four: two of all there is, and two of what exists (`last_resort`).
+INDEXES_MAX: Final = 3
+WALKED: Final = sys.maxsize
+_PATIENT: Final = sys.maxsize
 
 
 class RoomIndex:
-    """Holders by room, for one alignment."""
+    """Holders by room, for one alignment. `cost` is how many looks it took to make."""
 
-    __slots__ = ("_fits", "limit", "read", "rooms")
+    __slots__ = ("_fits", "cost", "limit", "read", "rooms", "walked")
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
+        self.cost = 0
+        self.limit = _PATIENT
         self.read = 0
         self.rooms: dict[int, int] = {}
+        self.walked = 0
         self._fits = FitIndex()
 
     def file(self, page: int, room: int) -> None:
         """Enter what room the holder at `page` has, in the place of what was known; none strikes it out."""
-        before = self.rooms.pop(page, 0)
+        before = self.rooms.get(page, 0)
+        if before == room:
+            return
         if before:
             self._fits.remove(page, before)
         if room > 0:
             self.rooms[page] = room
             self._fits.add(page, room)
+        else:
+            del self.rooms[page]
 
     def best(self, room: int) -> int:
         """Return a holder that may have `room`, of those with the least, or -1."""
@@ -84,6 +97,12 @@ class Crumbs:
             self._let_go()
         return bool(self.indexes)
 
+    def join(self, start: int, end: int) -> None:
+        """Let no walk stand inside of the pages [start, end), which have become one free range."""
+        for index in self.indexes.values():
+            if start < index.walked < end:
+                index.walked = end
+
     def use(self, alignment: int) -> RoomIndex | None:
         """Return the index of an alignment, if there is one; the one used last is let go last."""
         index = self.indexes.pop(alignment, None)
@@ -91,18 +110,30 @@ class Crumbs:
             self.indexes[alignment] = index
         return index
 
-    def make(self, alignment: int, cost: int) -> RoomIndex:
-        """Return a new index, in which everything is to be filed that there is now; `cost` is how much one looks at."""
-        while len(self.indexes) >= INDEXES_MAX:
+    def make(self, alignment: int) -> RoomIndex:
+        """Return a new index, in which everything is to be filed that there is now: it has walked nowhere yet."""
+        most = INDEXES_MAX + any(key < 0 for key in (alignment, *self.indexes))
+        while len(self.indexes) >= most:
             del self.indexes[next(iter(self.indexes))]
-        index = self.indexes[alignment] = RoomIndex(cost + MIN_IDLE)
-        self.unread(index)
+        index = self.indexes[alignment] = RoomIndex()
+        index.read = len(self.log)
+        self._trim()
         return index
 
-    def unread(self, index: RoomIndex) -> set[int]:
-        """Return the pages that were written down since the last time, and begin anew."""
-        pages = set(self.log[index.read :])
-        index.read = len(self.log)
+    def made(self, index: RoomIndex) -> None:
+        """Note that an index has walked over everything; from now on it may idle."""
+        index.walked = WALKED
+        index.limit = index.cost + MIN_IDLE
+        self._trim()
+
+    def unread(self, index: RoomIndex) -> int:
+        """Return how many pages an index has not read."""
+        return len(self.log) - index.read
+
+    def take(self, index: RoomIndex, most: int) -> set[int]:
+        """Return the oldest pages that were written down and not read, up to so many; they are read now."""
+        pages = set(self.log[index.read : index.read + most])
+        index.read = min(index.read + most, len(self.log))
         self._trim()
         return pages
 

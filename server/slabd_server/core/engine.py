@@ -24,6 +24,7 @@ from slabd_server.core.errors import (
 )
 from slabd_server.core.leasing import Leasing
 from slabd_server.core.lifecycle import Lifecycle
+from slabd_server.core.posts import Posts
 from slabd_server.core.purposes import NO_PURPOSE, Purpose
 from slabd_server.core.records import (
     Access,
@@ -42,6 +43,7 @@ from slabd_server.core.records import (
     SessionId,
     SessionKey,
     ShareItem,
+    SlotId,
     Ticket,
     Waiting,
     merged,
@@ -51,8 +53,9 @@ from slabd_server.core.tallies import count_up
 from slabd_server.core.waiters import LeaseRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+    from slabd_server.core.reclaim import Reclaimer
     from slabd_server.core.served import ServedHeap
 
 _Item = TypeVar("_Item", bound="Hashable")
@@ -73,6 +76,11 @@ class Engine:
         self._chores = Chores()
         self._leasing = Leasing(self.heaps, self._chores)
         self._lifecycle = Lifecycle(self.heaps, self.sessions, self._leasing, self._chores)
+        self.posts: Final = Posts(self.heaps)
+
+    def reclaim_by(self, reclaimer: Reclaimer) -> None:
+        """Have memory that clients do not use reclaimed before a heap is called full."""
+        self._leasing.reclaimer = reclaimer
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.heaps)} heaps, {len(self.sessions)} sessions{', draining' if self.draining else ''}>"
@@ -170,6 +178,7 @@ class Engine:
         if (answer := session.recall(sequence, request.fingerprint)) is not None:
             return cast("Leased", answer)
         if self.draining:
+            self._leasing.count_drained(session)
             raise Draining("the daemon drains and grants no new lease")
         return self._leasing.lease(self._heap_of(session), request, timeout=timeout, now=now)
 
@@ -189,7 +198,8 @@ class Engine:
         session = self.sessions.authenticate(key)
 
         def release_one(ref: BlockRef) -> None:
-            session.books.owned(session, ref)
+            record = session.books.owned(session, ref)
+            session.books.tallies.hold_seconds.observe(now - record.time)
             freed = session.books.disown(session, ref.slot, sequence=sequence, cause="released")
             count_up(session.books.tallies.reclaimed_bytes, "released", freed)
 
@@ -283,13 +293,15 @@ class Engine:
     def next_deadline(self, *, now: float) -> float | None:
         """Return when `tick` is due, None while nothing is."""
         deadlines = [self._lifecycle.deadlines.next(), self._leasing.deadlines.next(), self._chores.due]
+        deadlines.append(self._leasing.next_search)
         deadlines += [served.shares.deadlines.next() for served in self.heaps.values()]
         deadlines += [served.decay.next(now) for served in self.heaps.values()]
         return min((when for when in deadlines if when is not None), default=None)
 
     def tick(self, *, now: float) -> Done:
-        """Do what is due: requests that wait, handles, sessions and free memory expire, and chores go on."""
+        """Do what is due: requests that wait, handles, sessions and free memory expire; chores and searches go on."""
         self._chores.tick(now)
+        self._leasing.search()
         effects = [self._chores.collect(now), self._leasing.expire(now), self._lifecycle.expire(now)]
         effects += [Effects(notices=tuple(served.shares.expire(now))) for served in self.heaps.values()]
         effects += [self._leasing.serve(served, now=now) for served in self.heaps.values()]
@@ -297,9 +309,28 @@ class Engine:
             served.decay.tick(now)
         return Done(merged(*effects))
 
+    def serve(self, heap: str, *, now: float) -> Done:
+        """Grant what can be granted to those who wait: for who has given memory back by `posts` or `sweep`."""
+        return Done(self._leasing.serve(self.heaps[heap], now=now))
+
+    def finish_chores(self, *, now: float) -> None:
+        """Do at once what remains of all chores."""
+        self._chores.finish(now)
+
+    @property
+    def closing(self) -> bool:
+        """Whether there are CLOSING blocks, which `sweep` would free."""
+        return any(served.books.closing for served in self.heaps.values())
+
+    def sweep(self, closing: Mapping[str, Sequence[SlotId]], *, now: float) -> Done:
+        """Free CLOSING blocks that nobody keeps. The caller has made sure that nobody can come for them any more."""
+        for heap, slots in closing.items():
+            self.heaps[heap].books.sweep(slots)
+        return Done(merged(*(self._leasing.serve(self.heaps[heap], now=now) for heap in closing)))
+
     def drain(self, *, resume: bool = False) -> Done:
         """Take no new work, or take it again; requests that wait are refused."""
-        self.draining = not resume
+        self.draining = self.posts.draining = not resume
         if resume:
             return Done()
         notices = tuple(Notice(heap, None, DrainingEvent()) for heap in self.heaps)

@@ -9,6 +9,7 @@ CoreError
 │   ├── TooLarge                  larger than the heap; waiting would never help
 │   ├── OutOfMemory               not enough room now
 │   │   ├── Fragmented            enough bytes, but no range is large enough
+│   │   ├── Searching             not known yet: a search for free bytes is under way
 │   │   └── WaitTimeout           waited for the whole timeout
 │   ├── QueueFull                 too many requests wait already
 │   └── LedgerFull                the ledger could not be grown
@@ -68,6 +69,10 @@ class OutOfMemory(NoMemory):
 
 class Fragmented(OutOfMemory):
     """Enough bytes are free, but no free range is large enough."""
+
+
+class Searching(OutOfMemory):
+    """It is not known yet whether the heap has room: a search goes on, and the request is to be made again."""
 
 
 class WaitTimeout(OutOfMemory):

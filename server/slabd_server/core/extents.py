@@ -187,6 +187,13 @@ class FitIndex:
         starts[start] = None
         return start
 
+    def at_least(self, length: int) -> Iterator[int]:
+        """Yield the starts of the ranges that have `length` or more, the shortest first. Take nothing meanwhile."""
+        length = self._lengths.at_least(length)
+        while length >= 0:
+            yield from self.ranges[length]
+            length = self._lengths.at_least(length + 1)
+
     def longest(self) -> int:
         """Return the length of the longest range; 0 when there is none."""
         return max(self._lengths.largest(), 0)
@@ -242,12 +249,14 @@ class Extents:
         the benchmarks' traces that leaves 40 % fewer requests unserved than cutting everything from the front.
         """
         start = self._fits.best(pages)
-        if start >= 0:
-            if pages == 1:
-                first = start + self._pages[start] - 1
-                self._cut(start, first, 1)
-                return first
-            self._cut_front(start, pages)
+        return self._cut_from(start, pages) if start >= 0 else NOWHERE
+
+    def _cut_from(self, start: int, pages: int) -> int:
+        if pages == 1:
+            first = start + self._pages[start] - 1
+            self._cut(start, first, 1)
+            return first
+        self._cut_front(start, pages)
         return start
 
     def take_up_to(self, pages: int, at_least: int = 1) -> tuple[int, int]:
@@ -256,14 +265,17 @@ class Extents:
         A whole range of `at_least` to `pages` pages, the longest there is, so that large ranges stay for large blocks;
         else `pages` pages of the best fit; else the whole of the longest range, however short.
         """
-        whole = self._fits.longest_within(pages)
+        return self._take_up_to(self._fits, pages, at_least)
+
+    def _take_up_to(self, fits: FitIndex, pages: int, at_least: int) -> tuple[int, int]:
+        whole = fits.longest_within(pages)
         if whole >= at_least:
             pages = whole
-        elif (longest := self._fits.longest()) < pages:
+        elif (longest := fits.longest()) < pages:
             pages = longest
         if not pages:
             return NOWHERE, 0
-        start = self._fits.best(pages)
+        start = fits.best(pages)
         self._cut_front(start, pages)
         return start, pages
 
@@ -346,6 +358,10 @@ class Extents:
     def range_until(self, end: int) -> int:
         """Return the length of the free range that ends before page `end`, 0 if none does."""
         return end - self._starts.get(end, end)
+
+    def may_lack(self, start: int) -> bool:  # noqa: ARG002 -- `decay` knows those that do
+        """Tell whether the free range that begins at page `start` may have pages that do not exist: here, none has."""
+        return False
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._pages.items())

@@ -20,15 +20,17 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.decay import DecayingExtents
 from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import Extents
+from slabd_server.core.page_table import PageTable
 from slabd_server.core.patch import Middle, Patch
+from slabd_server.core.patience import Patience
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT
 from slabd_server.core.slab import Slab, SlabClass
-from slabd_server.core.spare import EACH, TIGHT, without_spare
+from slabd_server.core.spare import EACH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,12 +40,15 @@ if TYPE_CHECKING:
 
 Owner = Slab | Patch | Middle | int
 
+EACH_PART: Final = 8  # changes to a look at one part of the owners: few, because a part is small
+
 
 class Ground:
     """The pages of a heap whose first byte is at the address `base`; all of them free at first."""
 
     __slots__ = (
         "_changes",
+        "_parts",
         "base",
         "classes",
         "crumbs",
@@ -54,19 +59,23 @@ class Ground:
         "owners",
         "patched_blocks",
         "patched_bytes",
+        "patience",
         "range_pages",
         "ranges",
         "singles",
     )
 
-    def __init__(self, size: int, base: int, sizes: Iterable[int], memory: Memory | None) -> None:
+    def __init__(
+        self, size: int, base: int, sizes: Iterable[int], memory: Memory | None, patience: int | None = None
+    ) -> None:
         pages, phase = size >> PAGE_SHIFT, base >> PAGE_SHIFT
         self.base = base
         self.decaying = None if memory is None else DecayingExtents(pages, phase, memory)
         self.extents = self.decaying or Extents(pages, phase)
         self.classes = {c: SlabClass(c) for c in sizes if c < PAGE}
-        self.owners: dict[int, Owner] = {}
+        self.owners: PageTable[Owner] = PageTable(pages)
         self.crumbs: Crumbs | None = None
+        self.patience = Patience(patience)
         self.ranges = 0
         self.range_pages = 0
         self.singles = 0
@@ -75,6 +84,7 @@ class Ground:
         self.moves_to = 0
         self.moves_from = 0
         self._changes = 0
+        self._parts = 0
 
     # -- pages change hands
 
@@ -85,16 +95,18 @@ class Ground:
         if pages == 1:
             self.singles += ranges
         self._changes += 1
-        if self._changes > EACH:
+        if self._changes >= EACH_PART:
             self._tidy()
 
     def _tidy(self) -> None:
-        self._changes = 0
-        fresh = without_spare(self.owners, TIGHT)
-        if fresh is not self.owners:  # in place, because the heap has a hold of it too
-            self.owners.clear()
-            self.owners.update(fresh)
-        self.extents.tidy()
+        """Look at a part of the tables for every so many changes there were."""
+        parts, self._changes = divmod(self._changes, EACH_PART)
+        for _ in range(min(parts, self.owners.mask + 1)):
+            self.owners.tidy()
+        self._parts += parts
+        if self._parts >= EACH // EACH_PART:
+            self._parts = 0
+            self.extents.tidy()
 
     def own(self, holder: Slab | Patch) -> None:
         """Enter a slab or a patch as the owner of its pages."""
@@ -128,7 +140,7 @@ class Ground:
         for piece in pieces:
             self.own(piece)
         self.moves_from += len(runs)
-        if self._changes > EACH:
+        if self._changes >= EACH_PART:
             self._tidy()
 
     def reclaim(self) -> bool:
@@ -160,6 +172,7 @@ class Ground:
         """Write down that the free range from page `start` on is longer than before, for the holders beside it."""
         if self.crumbs is not None:
             end = start + self.extents.range_from(start)
+            self.crumbs.join(start, end)
             self.note(start - 1)
             self.note(end)
 

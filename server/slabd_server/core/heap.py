@@ -35,6 +35,7 @@ from slabd_server.core.errors import (
     OutOfMemory,
     OutOfRange,
     TooLarge,
+    UnknownBlock,
 )
 from slabd_server.core.extents import NOWHERE
 from slabd_server.core.ground import Ground
@@ -91,17 +92,38 @@ class Heap:
     """An allocator over `size` bytes that begin at the address or file offset `base`.
 
     With `memory`, pages that have been free for a while are given back to the system by `decay`, and exist again before
-    they are granted; `grant` then also raises OutOfMemory when the system has none.
+    they are granted; `grant` then also raises OutOfMemory when the system has none, and nothing that exists serves.
+
+    With `patience`, a step looks at so many slabs and no more: `grant` then also raises Searching when that is not
+    enough to know whether there is room. `search` goes on until it returns False; then the request is to be made again.
 
     Raises:
         InvalidHeap: `size` is below 32 KiB or no multiple of it, `base` is not on a page, or the classes are unknown.
         InvalidSize: `size` is no integer, or not representable.
     """
 
-    __slots__ = ("_base", "_classes", "_extents", "_ground", "_kind", "_native", "_owners", "_routes")
+    __slots__ = (
+        "_base",
+        "_classes",
+        "_extents",
+        "_ground",
+        "_kind",
+        "_lacking",
+        "_mask",
+        "_native",
+        "_owners",
+        "_routes",
+        "_shift",
+    )
 
     def __init__(
-        self, size: int, *, base: int = 0, size_classes: SizeClasses = "pow2", memory: Memory | None = None
+        self,
+        size: int,
+        *,
+        base: int = 0,
+        size_classes: SizeClasses = "pow2",
+        memory: Memory | None = None,
+        patience: int | None = None,
     ) -> None:
         require_heap(size, base)
         if size_classes not in STEPS:
@@ -109,11 +131,14 @@ class Heap:
         sizes = class_sizes(size_classes)
         self._base = base
         self._kind = size_classes
-        self._ground = Ground(size, base, sizes, memory)
+        self._ground = Ground(size, base, sizes, memory, patience)
         # These are never replaced: what every grant and free needs is one look away.
         self._extents = self._ground.extents
         self._classes = self._ground.classes
-        self._owners = self._ground.owners
+        self._owners = self._ground.owners.parts
+        self._mask, self._shift = self._ground.owners.mask, self._ground.owners.shift
+        # Why pages that are free cannot be had, in the words of the system; none while nothing has been refused.
+        self._lacking = ""
         self._native = tuple(self._classes.values())
         self._routes = {
             alignment: tuple(self._classes.get(sizes[index]) for index in route)
@@ -132,6 +157,7 @@ class Heap:
             TooLarge: it would not fit an empty heap either.
             Fragmented: as many bytes are free, but not in one place.
             OutOfMemory: fewer are.
+            Searching: the heap has run out of patience; nothing has changed, idle pages given back apart.
         """
         if type(size) is not int or type(alignment) is not int:
             require_layout(size, alignment)
@@ -152,19 +178,21 @@ class Heap:
         Raises:
             UnknownBlock: no granted block begins there; nothing has changed.
         """
-        owner = self._owners.get(offset >> PAGE_SHIFT) if type(offset) is int else None
+        if type(offset) is not int:
+            raise UnknownBlock(f"no block begins at {offset!r}")
+        page = offset >> PAGE_SHIFT
+        owner = self._owners[page & self._mask].get(page >> self._shift)
         ground = self._ground
         if type(owner) is Slab:
             cls = owner.cls
             if cls.give(owner, offset):
                 ground.shed(owner)
             if ground.crumbs is not None:
-                ground.note(offset >> PAGE_SHIFT)
+                ground.note(page)
             return cls.size
         if type(owner) is not int or offset & (PAGE - 1):
             return release(ground, owner, offset)
-        page = offset >> PAGE_SHIFT
-        del self._owners[page]
+        del self._owners[page & self._mask][page >> self._shift]
         ground.count_range(owner, -1)
         start = self._extents.give(page, owner)
         if ground.crumbs is not None:
@@ -213,6 +241,21 @@ class Heap:
         self._ground.grow(size >> PAGE_SHIFT)
         return end
 
+    # -- searching for free bytes, a step at a time
+
+    def begin(self, blocks: int) -> None:
+        """Begin a step that grants this many blocks: there is patience for it again, unless a search is under way."""
+        self._ground.patience.renew(blocks)
+
+    @property
+    def searching(self) -> bool:
+        """Whether a search has run out of patience, so that `search` has something to do."""
+        return self._ground.patience.pending is not None
+
+    def search(self) -> bool:
+        """Go on with the search for a step; return whether there is more to do."""
+        return last_resort.go_on(self._ground)
+
     # -- giving memory back to the system
 
     @property
@@ -231,6 +274,11 @@ class Heap:
             return False
         self._ground.reclaim()
         return decaying.step()
+
+    def lack(self, offset: int) -> None:
+        """Note that the free pages around this offset may not exist: they were granted, but could not be committed."""
+        if self._ground.decaying is not None:
+            self._ground.decaying.lack(offset >> PAGE_SHIFT)
 
     # -- the books
 
@@ -322,6 +370,7 @@ class Heap:
 
     def _grant_pages(self, size: int, alignment: int) -> Extent:
         require_layout(size, alignment)
+        self._lacking = ""
         ground = self._ground
         pages = max(pages_for(size), 1)
         align = alignment >> PAGE_SHIFT
@@ -332,14 +381,19 @@ class Heap:
                 page = self._take_pages(pages, align)
         if page < 0:
             return self._grant_anywhere(size, alignment)
-        self._owners[page] = pages
+        self._owners[page & self._mask][page >> self._shift] = pages
         ground.count_range(pages, 1)
         return _tuple(Extent, (page << PAGE_SHIFT, pages << PAGE_SHIFT))
 
     def _take_pages(self, pages: int, align: int) -> int:
-        return self._extents.take(pages) if align <= 1 else self._extents.take_aligned(pages, align)
+        try:
+            return self._extents.take(pages) if align <= 1 else self._extents.take_aligned(pages, align)
+        except OutOfMemory as error:
+            self._lacking = str(error)
+            return NOWHERE
 
     def _grant_from_new_slab(self, cls: SlabClass, size: int, alignment: int) -> Extent:
+        self._lacking = ""
         if not self._grow(cls) and not (self._ground.reclaim() and self._grow(cls)):
             larger = self._larger(cls, alignment)
             if larger is None:
@@ -353,7 +407,11 @@ class Heap:
         return next(above, None)
 
     def _grow(self, cls: SlabClass) -> bool:
-        start, pages = self._extents.take_up_to(cls.preferred_pages(), cls.unit)
+        try:
+            start, pages = self._extents.take_up_to(cls.preferred_pages(), cls.unit)
+        except OutOfMemory as error:
+            self._lacking = str(error)
+            return False
         if not pages:
             return False
         self._ground.own(cls.add(start, pages))
@@ -363,11 +421,26 @@ class Heap:
     def _grant_anywhere(self, size: int, alignment: int) -> Extent:
         available = self.available_bytes
         for usable in dict.fromkeys((self._rounded(size, alignment), quantum_rounded(size))):
-            offset = last_resort.find(self._ground, usable, alignment) if usable <= available else NOWHERE
-            if offset >= 0:
-                place(self._ground, offset, usable)
+            if usable <= available and (offset := self._place_anywhere(usable, alignment)) >= 0:
                 return Extent(offset, usable)
+        if self._lacking:
+            raise OutOfMemory(self._lacking)
         raise self._refusal(size, alignment, available)
+
+    def _place_anywhere(self, usable: int, alignment: int) -> int:
+        """Place a block where bytes are free: where all of them exist, when the system has no memory for the others."""
+        ground = self._ground
+        offset = last_resort.find(ground, usable, alignment)
+        if offset < 0:
+            return NOWHERE
+        try:
+            place(ground, offset, usable)
+        except OutOfMemory as error:
+            self._lacking = str(error)
+            offset = last_resort.find(ground, usable, alignment, existing=True)
+            if offset >= 0:
+                place(ground, offset, usable)
+        return offset
 
     # -- refusing, and the statistics behind it
 

@@ -29,8 +29,8 @@ def heap_stats(served: ServedHeap, now: float) -> HeapStats:
         total_bytes=books.total_bytes,
         used_bytes=books.used_bytes,
         available_bytes=books.available_bytes,
-        leased_bytes=books.state_bytes[BlockState.LEASED],
-        cached_bytes=books.state_bytes[BlockState.CACHED],
+        leased_bytes=books.state_bytes[BlockState.LEASED] - books.cached_bytes,
+        cached_bytes=books.cached_bytes,
         shared_bytes=books.state_bytes[BlockState.SHARED],
         quarantined_bytes=books.state_bytes[BlockState.QUARANTINED],
         free_bytes=allocator.free_bytes,
@@ -38,7 +38,7 @@ def heap_stats(served: ServedHeap, now: float) -> HeapStats:
         requested_bytes=books.requested_bytes,
         largest_free_block_bytes=allocator.largest_free_block_bytes,
         used_peak_bytes=books.used_peak_bytes,
-        leases=books.leases,
+        leases=books.leases - books.claimed_blocks,
         blocks=books.blocks,
         waiters=len(served.waiters),
         oldest_waiter_age=now - head.since if head else 0.0,
@@ -79,7 +79,7 @@ def sessions(engine: Engine, heap: str, now: float) -> list[SessionInfo]:
 
 
 def _session_info(session: Session, now: float) -> SessionInfo:
-    oldest = session.owned.oldest
+    oldest = session.owned.oldest if len(session.owned) > session.cached_blocks else None
     return SessionInfo(
         id=session.id,
         name=session.name,
@@ -90,9 +90,10 @@ def _session_info(session: Session, now: float) -> SessionInfo:
         attached=session.attached,
         state=session.state,
         age=now - session.opened_at,
-        leases=len(session.owned),
+        leases=len(session.owned) - session.cached_blocks,
         opens=len(session.held),
-        used_bytes=session.owned_bytes,
+        used_bytes=session.owned_bytes - session.cached_bytes,
+        cached_bytes=session.cached_bytes,
         waiters=len(session.tickets),
         oldest_lease_age=None if oldest is None else now - session.books.ledger.get(oldest).time,
     )

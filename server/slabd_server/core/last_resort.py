@@ -2,21 +2,28 @@
 
 Owns the search that is made when no class, no free page and no idle page has served a request. Free slots beside each
 other, tails and gaps of slabs, what is free in patches, and the free pages between two of these are one run here.
-Promises to find a run whenever there is one that is long enough at the alignment, and no linear scan but to make the
-index, see `crumbs`. Must be called when no slab has idle pages: then no slab or patch is wholly free, and a run has
-bytes of two of them at most, with free pages between.
+Promises to find a run whenever there is one that is long enough at the alignment, and to look at no more slabs in one
+step than there is `patience` for. Must be called when no slab has idle pages: then no slab or patch is wholly free, and
+a run has bytes of two of them at most, with free pages between.
 
-Runs that have bytes in neither are the business of the free ranges, which have been asked before. All numbers of
-quanta are counted from the begin of the heap.
+From the dearest to know to the cheapest:
+
+- what is longer than the longest free range and two pages, less a quantum each, is nowhere: no index is asked;
+- what no run has, wherever it may begin, is nowhere at any alignment: the index of every byte is asked (`crumbs`);
+- a run that is longer by what an alignment can cost has room at that alignment: the same index is asked;
+- only what lies between needs an index of its own alignment.
+
+Runs that have bytes in neither slabs nor patches are the business of the free ranges, which have been asked before. All
+numbers of quanta are counted from the begin of the heap.
 """
 
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.crumbs import Crumbs
-from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.crumbs import WALKED, Crumbs
+from slabd_server.core.errors import InvariantBroken, Searching
 from slabd_server.core.patch import Patch
 from slabd_server.core.runs import NONE, first, longest, multiples, stretches
 from slabd_server.core.sizes import PAGE_QUANTA, QUANTUM, QUANTUM_SHIFT, natural_alignment
@@ -28,44 +35,151 @@ if TYPE_CHECKING:
     from slabd_server.core.crumbs import RoomIndex
     from slabd_server.core.ground import Ground
 
+# To pass over an owner that holds nothing costs a sixteenth of a look.
+_PASSED: Final = 16
 
-def find(ground: Ground, size: int, alignment: int) -> int:
-    """Return the offset of `size` free bytes, a multiple of QUANTUM, at a multiple of the alignment, or -1."""
-    seeker = Seeker(ground, alignment)
+
+def find(ground: Ground, size: int, alignment: int, *, existing: bool = False) -> int:
+    """Return the offset of `size` free bytes, a multiple of QUANTUM, at a multiple of the alignment, or -1.
+
+    With `existing`, no free range counts that may have pages which have been given back to the system.
+
+    Raises:
+        Searching: there is no patience left in this step; `go_on` goes on with this search.
+    """
     length = size >> QUANTUM_SHIFT
-    index = seeker.index()
-    while (page := index.best(length)) >= 0:
-        holder = seeker.holder(page)
-        place = seeker.place_in(holder, length) if holder else NONE
-        if place >= 0:
-            return place << QUANTUM_SHIFT
-        index.file(page, seeker.room_of(holder) if holder else 0)
-    return NONE
+    if length > (ground.extents.longest + 2) * PAGE_QUANTA - 2:
+        return NONE
+    seeker = Seeker(ground, alignment, existing=existing)
+    try:
+        place = seeker.find(length)
+    except Searching:
+        if ground.patience.pending is None:
+            ground.patience.suspend((size, alignment, existing), seeker.backlog())
+        raise
+    ground.patience.answered()
+    return place << QUANTUM_SHIFT if place >= 0 else NONE
+
+
+def go_on(ground: Ground) -> bool:
+    """Go on for a step with the search that ran out of patience; return whether there is more to do."""
+    patience = ground.patience
+    if patience.pending is None:
+        return False
+    size, alignment, existing = search = patience.pending
+    seeker = Seeker(ground, alignment, existing=existing)
+    patience.resume(seeker.backlog())
+    ground.reclaim()
+    try:
+        seeker.find(size >> QUANTUM_SHIFT)
+    except Searching:
+        patience.suspend(search, seeker.backlog())
+        return True
+    patience.end()
+    return False
 
 
 class Seeker:
     """The free bytes of a heap as seen from its slabs and patches, for one alignment."""
 
-    def __init__(self, ground: Ground, alignment: int) -> None:
+    def __init__(self, ground: Ground, alignment: int, *, existing: bool = False) -> None:
         self._ground = ground
+        self._existing = existing
+        self._patience = ground.patience
         self._stride = max(alignment, QUANTUM) >> QUANTUM_SHIFT
         self._base = ground.base >> QUANTUM_SHIFT
+        # The indexes of what exists are beside the others, under the negative of their alignment.
+        self._sign = -1 if existing else 1
+
+    def find(self, length: int) -> int:
+        """Return the first quantum of a run of this length at the alignment, or -1."""
+        if self._stride == 1:
+            return self._best(self.index(), length)
+        anywhere = Seeker(self._ground, 1, existing=self._existing)
+        place = anywhere.find(length)
+        if place < 0 or place == self._aligned(place):
+            return place
+        if not self._is_made():
+            place = anywhere.find(length + self._stride - 1)
+            if place >= 0:
+                return self._aligned(place)
+        return self._best(self.index(), length)
+
+    def _best(self, index: RoomIndex, length: int) -> int:
+        """Return the place in the least room that is long enough, filing anew what turns out too high."""
+        while (page := index.best(length)) >= 0:
+            self._patience.require()
+            holder = self.holder(page)
+            place = self.place_in(holder, length) if holder else NONE
+            if place >= 0:
+                return place
+            # Only what need not be done again is counted, so that every step brings the search nearer to its end.
+            self._patience.left -= 1
+            room = self.room_of(holder) if holder else 0
+            if room >= length:
+                raise InvariantBroken(f"{holder!r} has a room of {room} quanta, and no place for {length}")
+            index.file(page, room)
+        return NONE
+
+    # -- the index
 
     def index(self) -> RoomIndex:
-        """Return the index of this alignment, made or brought up to date."""
+        """Return the index of this alignment, made or brought up to date.
+
+        Raises:
+            Searching: it is as far as there was patience.
+        """
         ground = self._ground
         if ground.crumbs is None:
             ground.crumbs = Crumbs()
-        index = ground.crumbs.use(self._stride)
-        if index is None:
-            due = set(ground.holders())
-            # To pass over an owner that holds nothing costs a sixteenth of writing a page down.
-            index = ground.crumbs.make(self._stride, len(due) + len(ground.owners) // 16)
-        else:
-            due = self.holders(ground.crumbs.unread(index))
-        for holder in due:
-            index.file(holder.start, self.room_of(holder))
+        index = ground.crumbs.use(self._sign * self._stride) or ground.crumbs.make(self._sign * self._stride)
+        if index.walked != WALKED:
+            self._walk(index)
+            ground.crumbs.made(index)
+        while ground.crumbs.unread(index):
+            self._patience.require()
+            holders = self.holders(ground.crumbs.take(index, self._patience.left))
+            self._patience.left -= max(len(holders), 1)
+            for holder in holders:
+                index.file(holder.start, self.room_of(holder))
         return index
+
+    def backlog(self) -> int:
+        """Return how many pages are written down that the indexes for this alignment have not read, all added up."""
+        crumbs = self._ground.crumbs
+        if crumbs is None:
+            return 0
+        keys = {self._sign, self._sign * self._stride}
+        return sum(crumbs.unread(index) for key, index in crumbs.indexes.items() if key in keys)
+
+    def _is_made(self) -> bool:
+        crumbs = self._ground.crumbs
+        return crumbs is not None and self._sign * self._stride in crumbs.indexes
+
+    def _walk(self, index: RoomIndex) -> None:
+        """File what there is from `index.walked` on, in the order of the pages."""
+        passed = 0
+        while index.walked < self._ground.extents.pages:
+            owner = self._ground.owners.get(index.walked)
+            holds = isinstance(owner, (Slab, Patch))
+            passed += not holds
+            if holds or passed % _PASSED == 0:
+                self._patience.require()
+                self._patience.left -= 1
+                index.cost += 1
+            if isinstance(owner, (Slab, Patch)):
+                index.file(owner.start, self.room_of(owner))
+                index.walked = owner.start
+            index.walked += self._pages_at(index.walked)
+
+    def _pages_at(self, page: int) -> int:
+        """Return the length of what begins at this page."""
+        owner = self._ground.owners.get(page)
+        pages = self._ground.extents.range_from(page) if owner is None else owner
+        pages = pages if isinstance(pages, int) else pages.pages
+        if not pages:
+            raise InvariantBroken(f"nothing begins at page {page}")
+        return pages
 
     def holder(self, page: int) -> Slab | Patch | None:
         """Return the slab or the patch that begins at `page`."""
@@ -118,11 +232,15 @@ class Seeker:
 
     def _free_before(self, page: int) -> int:
         pages = self._ground.extents.range_until(page)
+        if pages and self._existing and self._ground.extents.may_lack(page - pages):
+            return 0
         owner = self._ground.owners.get(page - pages - 1)
         return pages * PAGE_QUANTA + (owner.free_ends()[1] if isinstance(owner, (Slab, Patch)) else 0)
 
     def _free_from(self, page: int) -> int:
         pages = self._ground.extents.range_from(page)
+        if pages and self._existing and self._ground.extents.may_lack(page):
+            return 0
         owner = self._ground.owners.get(page + pages)
         return pages * PAGE_QUANTA + (owner.free_ends()[0] if isinstance(owner, (Slab, Patch)) else 0)
 
@@ -138,13 +256,15 @@ class Seeker:
         for begin, end, holders in self._all_runs():
             room = end - self._aligned(begin)
             known = max((index.rooms.get(holder.start, 0) for holder in holders), default=room)
-            if known < room and not due.intersection(holders):
+            if known < room and not due.intersection(holders) and all(each.start < index.walked for each in holders):
                 raise InvariantBroken(f"a room of {room} quanta at {begin} is not known, {known} is: {holders}")
 
     def _all_runs(self) -> Iterator[tuple[int, int, list[Slab | Patch]]]:
         """Yield every maximal run [begin, end) of free quanta, with the slabs and patches that have some of them."""
         pieces: list[tuple[int, int, list[Slab | Patch]]] = [
-            (start * PAGE_QUANTA, (start + pages) * PAGE_QUANTA, []) for start, pages in self._ground.extents
+            (start * PAGE_QUANTA, (start + pages) * PAGE_QUANTA, [])
+            for start, pages in self._ground.extents
+            if not (self._existing and self._ground.extents.may_lack(start))
         ]
         for holder in self._ground.holders():
             base = holder.start * PAGE_QUANTA
@@ -162,5 +282,17 @@ def check(ground: Ground) -> None:
     """Raise `InvariantBroken`, with the numbers, unless the indexes there are know every run they must. Linear."""
     if ground.crumbs is not None:
         ground.crumbs.check()
-        for stride, index in ground.crumbs.indexes.items():
-            Seeker(ground, stride << QUANTUM_SHIFT).check(index)
+        for index in ground.crumbs.indexes.values():
+            _check_walk(ground, index)
+        for key, index in ground.crumbs.indexes.items():
+            Seeker(ground, abs(key) << QUANTUM_SHIFT, existing=key < 0).check(index)
+
+
+def _check_walk(ground: Ground, index: RoomIndex) -> None:
+    """Raise `InvariantBroken` when a walk stands where it cannot go on. Linear."""
+    inside = [(start, pages) for start, pages in ground.extents if start < index.walked < start + pages]
+    if inside:
+        raise InvariantBroken(f"a walk stands at page {index.walked}, inside of the free range {inside}")
+    begins = index.walked in ground.owners or ground.extents.range_from(index.walked)
+    if index.walked < ground.extents.pages and not begins:
+        raise InvariantBroken(f"a walk stands at page {index.walked}, where nothing begins")

@@ -2,16 +2,30 @@
 
 The rules of waiting: a request that cannot be served waits until its timeout; a request that finds others waiting waits
 behind them; after whatever may have given memory back, the head of the queue is tried, and the next, until one fails.
+
+Whether there is room can take a search that is too long for one step. Then the request waits for the end of the search,
+however long its timeout, and so does who comes meanwhile: nobody is refused before it is known that there is no room.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.deadlines import Deadlines
-from slabd_server.core.errors import Draining, NoMemory, OutOfMemory, TooLarge, UnknownSession, WaitTimeout
+from slabd_server.core.errors import (
+    Draining,
+    NoMemory,
+    OutOfMemory,
+    Searching,
+    TooLarge,
+    UnknownSession,
+    WaitTimeout,
+)
 from slabd_server.core.in_the_way import who_holds
+from slabd_server.core.reclaim import NoReclaimer
 from slabd_server.core.records import Block, Effects, Leased, Notice, PressureEvent, Ticket, Waiting, Woken
 from slabd_server.core.tallies import count_up, rejected_as
 from slabd_server.core.waiters import Waiter
@@ -19,6 +33,7 @@ from slabd_server.core.waiters import Waiter
 if TYPE_CHECKING:
     from slabd_server.core.chores import Chores
     from slabd_server.core.errors import CoreError
+    from slabd_server.core.reclaim import Reclaimer
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
     from slabd_server.core.waiters import LeaseRequest
@@ -34,6 +49,7 @@ class Leasing:
         self._heaps = heaps
         self._chores = chores
         self._tickets = count(1)
+        self.reclaimer: Reclaimer = NoReclaimer()
         self.deadlines: Deadlines[tuple[str, Ticket]] = Deadlines(self._is_waiting)
 
     def lease(self, served: ServedHeap, request: LeaseRequest, *, timeout: float, now: float) -> Leased | Waiting:
@@ -44,16 +60,25 @@ class Leasing:
             OutOfMemory, Fragmented: without a timeout.
         """
         served.books.tallies.lease_requests += 1
+        for item in request.items:
+            served.books.tallies.request_sizes.observe(item.size)
         try:
             try:
                 return Leased(self._grant_in_turn(served, request, now))
             except OutOfMemory:
-                if timeout > 0:
-                    return self._enqueue(served, request, timeout=timeout, now=now)
-                return Leased(self._grant_at_last(served, request, now))
+                if (blocks := self._grant_after_reclaiming(served, request, now)) is not None:
+                    return Leased(blocks)
+                if timeout <= 0 and (blocks := self._grant_at_last(served, request, now)) is not None:
+                    return Leased(blocks)
+                return self._enqueue(served, request, timeout=timeout, now=now)
         except NoMemory as error:
             count_up(served.books.tallies.rejections, rejected_as(error))
             raise
+
+    def count_drained(self, session: Session) -> None:
+        """Count a request that is refused because the daemon drains."""
+        session.books.tallies.lease_requests += 1
+        count_up(session.books.tallies.rejections, "draining")
 
     def _grant_in_turn(self, served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
         sizes = [served.books.allocator.usable_size(item.size, item.alignment)[1] for item in request.items]
@@ -68,15 +93,46 @@ class Leasing:
             )
         return _grant(served, request, now)
 
-    def _grant_at_last(self, served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
-        """Grant a request that will not wait, when what was on its way back is there, and those who wait have it."""
+    def _grant_after_reclaiming(
+        self, served: ServedHeap, request: LeaseRequest, now: float
+    ) -> tuple[Block, ...] | None:
+        """Grant a request from what clients keep and do not use: from about as much as it needs, or from all of it.
+
+        Those who wait have had their share of that: the adapter recalls for them as long as there are any.
+        """
+        wanted = sum(item.size for item in request.items)
+        for wanted_bytes in (wanted, served.books.total_bytes):
+            if served.waiters or not self.reclaimer.reclaim(served.books.name, wanted_bytes):
+                return None
+            with contextlib.suppress(OutOfMemory):
+                return self._grant_in_turn(served, request, now)
+        return None
+
+    def _grant_at_last(self, served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...] | None:
+        """Grant a request that will not wait, when what was on its way back is there, and those who wait have it.
+
+        None means that it is not known yet whether it can be granted.
+        """
         if self._chores:
             self._chores.finish(now)
             self._chores.owe(self.serve(served, now=now))
         try:
             return self._grant_in_turn(served, request, now)
         except OutOfMemory as error:
+            if isinstance(error, Searching) or (served.waiters and served.books.allocator.searching):
+                return None
             raise type(error)(f"{error}; {who_holds(served.books, now)}") from None
+
+    @property
+    def next_search(self) -> float | None:
+        """When `search` has something to do, the same each time, so that no timer is put off; None while it has not."""
+        return -math.inf if any(served.books.allocator.searching for served in self._heaps.values()) else None
+
+    def search(self) -> None:
+        """Go on for a step with each search there is; when it is over, the head of the queue is to be tried again."""
+        for served in self._heaps.values():
+            if served.books.allocator.searching:
+                served.books.allocator.search()
 
     def _enqueue(self, served: ServedHeap, request: LeaseRequest, *, timeout: float, now: float) -> Waiting:
         served.waiters.admit()
@@ -96,6 +152,7 @@ class Leasing:
             except NoMemory:
                 break
             served.waiters.remove(head.ticket)
+            served.books.tallies.wait_seconds.observe(now - head.since)
             woken.append(Woken(head.ticket, blocks))
         return Effects(tuple(woken))
 
@@ -109,22 +166,42 @@ class Leasing:
         error = Draining("the daemon drains and grants no new lease")
         woken: list[Woken] = []
         for served in self._heaps.values():
+            count_up(served.books.tallies.rejections, "draining", len(served.waiters))
             woken += _refused(served, tuple(waiter.ticket for waiter in served.waiters), error).woken
         return Effects(tuple(woken))
 
     def expire(self, now: float) -> Effects:
         """Refuse requests whose timeout has passed, when not even what is on its way back would have served them."""
         woken: list[Woken] = []
-        for heap, ticket in self.deadlines.due(now):
+        for heap, ticket in tuple(self.deadlines.due(now)):
             served = self._heaps[heap]
-            if self._chores:
+            waiter = served.waiters.find(ticket)
+            if self._chores or (waiter is not None and waiter.impatient):
                 self._chores.finish(now)
                 woken += self.serve(served, now=now).woken
-            waiter = served.waiters.remove(ticket)
-            if waiter is not None:
-                count_up(served.books.tallies.rejections, "timeout")
-                woken.append(Woken(ticket, self._timeout(served, waiter, now)))
+            if ticket in served.waiters and served.books.allocator.searching:
+                self.deadlines.set(now, (heap, ticket))
+            elif (waiter := served.waiters.find(ticket)) is not None:
+                woken.append(Woken(ticket, self._last_word(served, waiter, now)))
+                served.waiters.remove(ticket)
+                served.books.tallies.wait_seconds.observe(now - waiter.since)
         return Effects(tuple(woken))
+
+    def _last_word(self, served: ServedHeap, waiter: Waiter, now: float) -> tuple[Block, ...] | CoreError:
+        """Answer a request whose time is over, and which is to leave the queue."""
+        rejections = served.books.tallies.rejections
+        if not waiter.impatient:
+            count_up(rejections, "timeout")
+            return self._timeout(served, waiter, now)
+        try:
+            if (head := served.waiters.head) is not None and head is not waiter:
+                raise OutOfMemory(
+                    f"asked {waiter.wanted_bytes} bytes; an earlier request waits for {head.wanted_bytes}"
+                )
+            return _grant(served, waiter.request, now)
+        except NoMemory as error:
+            count_up(rejections, rejected_as(error))
+            return type(error)(f"{error}; {who_holds(served.books, now)}")
 
     def _timeout(self, served: ServedHeap, waiter: Waiter, now: float) -> WaitTimeout:
         return WaitTimeout(

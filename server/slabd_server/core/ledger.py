@@ -47,13 +47,15 @@ class Kind(enum.IntEnum):
 _KINDS: Final = tuple(Kind)
 
 
-class Flag(enum.IntFlag):
-    """What else is true of a record."""
+class Flag(enum.IntEnum):
+    """What else is true of a record: bits of `flags`, which is a plain int (an IntFlag costs a microsecond a look)."""
 
     NONE = 0
     TRANSFER = 1  # BLOCK: the pending open takes the lease over
     READ_ONLY = 2  # SESSION: may open only
     ATTACHED = 4  # SESSION: has the heap mapped and is watched through the kernel
+    SHARED = 8  # BLOCK: there has been a handle of it
+    LANE = 16  # BLOCK: granted over the lane, so its owner may keep it in its cache
 
 
 class Record(NamedTuple):

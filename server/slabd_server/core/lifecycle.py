@@ -145,14 +145,16 @@ class Lifecycle:
         served = self._heap_of(session)
         refused = self._leasing.refuse(served, session, "the session has ended")
         self._restate(session, SessionState.ENDING)
-        self._chores.begin(session.id, self._take_apart(session, cause), now=now)
+        served.quarantined_since.pop(session.id, None)
+        self._chores.begin(session.id, self._take_apart(session, cause, now), now=now)
         return merged(refused, self._chores.collect(now), self._leasing.serve(served, now=now))
 
-    def _take_apart(self, session: Session, cause: EndCause) -> Iterator[None]:
+    def _take_apart(self, session: Session, cause: EndCause, began: float) -> Iterator[None]:
         """Give back what a session has, one block a step, and forget it with the last."""
         books = session.books
         leases, reclaimed = len(session.owned), 0
         for slot in session.owned:
+            books.tallies.hold_seconds.observe(began - books.ledger.get(slot).time)
             reclaimed += books.disown(session, slot, sequence=0, cause=cause.value)
             yield
         for slot in tuple(session.held):
@@ -165,7 +167,7 @@ class Lifecycle:
         self._heap_of(session).session_counts[session.state] -= 1
         count_up(books.tallies.sessions_ended, cause.value)
         count_up(books.tallies.reclaimed_bytes, cause.value, reclaimed)
-        ended = Ended(session.id, session.name, books.name, session.peer.pid, cause, leases, reclaimed)
+        ended = Ended(session.id, session.name, books.name, session.peer.pid, cause, leases, reclaimed, began)
         notice = Notice(books.name, session.id, SessionEndedEvent(cause))
         self._chores.owe(Effects(notices=(notice,), ended=(ended,)))
 
@@ -175,6 +177,7 @@ class Lifecycle:
         served = self._heap_of(session)
         refused = self._leasing.refuse(served, session, why)
         self._restate(session, SessionState.QUARANTINED)
+        served.quarantined_since[session.id] = now
         self._chores.begin(session.id, session.books.quarantine(session), now=now)
         return merged(refused, self._leasing.serve(served, now=now))
 

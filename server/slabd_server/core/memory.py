@@ -12,6 +12,14 @@ from typing import Protocol
 class Memory(Protocol):
     """The pages of one heap."""
 
+    def afford(self, offset: int, size: int) -> None:
+        """Look whether there is memory for these pages, as far as that can be known without taking it.
+
+        Raises:
+            OutOfMemory: there is not.
+        """
+        ...
+
     def commit(self, offset: int, size: int) -> None:
         """Make sure that these pages exist, so that nobody who touches them can fail; those that do keep their bytes.
 
@@ -31,6 +39,9 @@ class Memory(Protocol):
 
 class FixedMemory:
     """Pages that always exist and are never cleared: for heaps that give nothing back, and for tests."""
+
+    def afford(self, offset: int, size: int) -> None:
+        """Do nothing."""
 
     def commit(self, offset: int, size: int) -> None:
         """Do nothing."""

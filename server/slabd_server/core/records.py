@@ -62,6 +62,7 @@ class Handle(NamedTuple):
     offset: int
     requested_size: int
     transfer: bool
+    size: int = 0
 
 
 class Opened(NamedTuple):
@@ -178,7 +179,7 @@ class Woken:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A session that is over. `reclaimed_bytes` became free by its end."""
+    """A session that is over. `reclaimed_bytes` became free by its end, which began at `began`."""
 
     session: SessionId
     name: str
@@ -187,15 +188,34 @@ class Ended:
     cause: EndCause
     leases: int
     reclaimed_bytes: int
+    began: float = field(default=0.0, compare=False)
+
+
+class Range(NamedTuple):
+    """Some bytes of a heap."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is to be done to the bytes of blocks before they are granted: pages made to exist, then bytes cleared."""
+
+    ticket: Ticket
+    heap: str
+    commits: tuple[Range, ...]
+    clears: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What the caller has to do after a method returned: whom to wake, whom to tell, what to log."""
+    """What the caller has to do after a method returned: whom to wake, whom to tell, what to log, what to prepare."""
 
     woken: tuple[Woken, ...] = ()
     notices: tuple[Notice, ...] = ()
     ended: tuple[Ended, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
 
 
 NO_EFFECTS = Effects()
@@ -207,6 +227,7 @@ def merged(*effects: Effects) -> Effects:
         tuple(woken for each in effects for woken in each.woken),
         tuple(notice for each in effects for notice in each.notices),
         tuple(ended for each in effects for ended in each.ended),
+        tuple(preparation for each in effects for preparation in each.preparations),
     )
 
 

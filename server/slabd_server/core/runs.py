@@ -32,7 +32,9 @@ def multiples(stride: int, first: int, behind: int) -> int:
     """Return the bitmap of the multiples of `stride` in [first, behind), with bit 0 standing for `first`."""
     gap = -first % stride
     count = -(-(behind - first - gap) // stride)
-    return ones(count * stride) // ones(stride) << gap if count > 0 else 0
+    if count <= 1:  # a stride can have a hundred million bits
+        return 1 << gap if count == 1 else 0
+    return ones(count * stride) // ones(stride) << gap
 
 
 def lowest(bits: int) -> int:

@@ -167,6 +167,11 @@ class Session(Account):
                     f"session {self.id} has slot {slot} in its chain, the ledger says {record.session}"
                 )
             owned_bytes += record.b
+        if not 0 <= self.cached_bytes <= owned_bytes or not 0 <= self.cached_blocks <= len(self.owned):
+            raise InvariantBroken(
+                f"session {self.id} says that {self.cached_bytes} bytes in {self.cached_blocks} blocks are cached, "
+                f"of {owned_bytes} in {len(self.owned)}"
+            )
         if owned_bytes != self.owned_bytes:
             raise InvariantBroken(f"session {self.id} owns {owned_bytes} bytes, its counter says {self.owned_bytes}")
         for slot in self.held:

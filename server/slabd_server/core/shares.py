@@ -5,6 +5,7 @@
     open(handle)        pending -= 1 and a hold, or for a transfer a new owner
     close               the hold ends
     expiry              pending = 0: opens that have not come by the deadline never succeed
+    join                an open that comes without asking, over a lane: through the gate, which is closed at pending = 0
 
 A handle names a block by slot and generation. It opens the block it was made for or nothing: a slot that was re-issued
 has another generation, and an open that nobody promised is refused. A transferred block has no other readers, so its
@@ -78,12 +79,15 @@ class Shares:
         self._sharers[slot] = (session.id, item.ref.generation, deadline)
         if deadline > before:
             self.deadlines.set(deadline, slot)
-        flags = record.flags | (Flag.TRANSFER if item.transfer else 0)
+        flags = record.flags | (Flag.TRANSFER | Flag.SHARED if item.transfer else Flag.SHARED)
+        if not item.transfer:
+            self._books.gates.open(slot, item.ref.generation)
         self._books.set_pending(slot, record.pending + item.opens, flags=flags, sequence=sequence)
         if item.transfer:
+            self._books.tallies.hold_seconds.observe(now - record.time)
             self._books.disown(session, slot, sequence=sequence, cause="transferred")
         self._books.tallies.shares += 1
-        return Handle(self._books.heap_id, item.ref, record.a, record.c, item.transfer)
+        return Handle(self._books.heap_id, item.ref, record.a, record.c, item.transfer, record.b)
 
     def _may_transfer(self, item: ShareItem, record: Record) -> None:
         if item.opens != 1:
@@ -116,10 +120,37 @@ class Shares:
             self._books.ledger.reserve(1)
             self._books.hold(session, slot, sequence=sequence, now=now)
             self._books.set_pending(slot, record.pending - 1, flags=record.flags, sequence=sequence)
+        self._came(slot, record)
+        return Opened(Block(handle.ref, record.a, record.b, record.c), handle.transfer)
+
+    def join(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> None:
+        """Note that a session has opened a block without asking, because it found its gate open.
+
+        A block that was given back before stays so: then the session has found the gate closed when it looked again.
+        Several who come at once for the last promised open all have it.
+
+        Raises:
+            UnknownBlock: the block was never shared, or only to be transferred.
+            LedgerFull: there is no memory to record it; nothing has changed.
+        """
+        slot = ref.slot
+        record = self._books.ledger.get(slot)
+        if record.kind is not Kind.BLOCK or record.generation != ref.generation:
+            return
+        if not record.flags & Flag.SHARED or record.flags & Flag.TRANSFER:
+            raise UnknownBlock(f"block {slot}.{ref.generation} has not been shared")
+        self._books.ledger.reserve(1)
+        self._books.hold(session, slot, sequence=sequence, now=now)
+        if record.pending:
+            self._books.set_pending(slot, record.pending - 1, flags=record.flags, sequence=sequence)
+        self._came(slot, record)
+
+    def _came(self, slot: SlotId, record: Record) -> None:
+        """Count an open; with the last one promised, the gate closes. `record` is from before."""
         if record.pending == 1:
             del self._sharers[slot]
+            self._books.gates.close(slot, record.generation)
         self._books.tallies.opens_ok += 1
-        return Opened(Block(handle.ref, record.a, record.b, record.c), handle.transfer)
 
     def _promised(self, handle: Handle) -> Record:
         where = f"handle of block {handle.ref.slot}.{handle.ref.generation}"
@@ -156,6 +187,7 @@ class Shares:
             event = HandleExpiredEvent(BlockRef(slot, generation), record.pending)
             notices.append(Notice(self._books.name, sharer, event))
             self._books.tallies.handles_expired += 1
+            self._books.gates.close(slot, generation)
             self._books.set_pending(slot, 0, flags=record.flags, sequence=0)
             self._books.settle(slot, actor=sharer, sequence=0)
         return notices

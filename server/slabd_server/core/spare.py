@@ -17,14 +17,17 @@ from typing import Final, TypeVar
 TIGHT: Final = 72  # bytes an item, for what there is most of: not even every grown dictionary keeps to it
 LOOSE: Final = 128  # bytes an item: only what has shrunk exceeds it
 EACH: Final = 1024  # how many items go between two looks
-_SMALL: Final = 64 << 10
+SMALL: Final = 64 << 10
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-def without_spare(table: dict[K, V], limit: int) -> dict[K, V]:
-    """Return the dictionary, or an equal one in the same order when it has more than `limit` bytes an item."""
-    if sys.getsizeof(table) <= limit * len(table) + _SMALL:
+def without_spare(table: dict[K, V], limit: int, slack: int = SMALL) -> dict[K, V]:
+    """Return the dictionary, or an equal one in the same order when it has more than `limit` bytes an item.
+
+    So many bytes that it has on top, whatever its items, are not worth the trouble.
+    """
+    if sys.getsizeof(table) <= limit * len(table) + slack:
         return table
     return dict(table)  # not table.copy(), which keeps the spare places unless a third of the others are dead

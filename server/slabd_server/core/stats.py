@@ -81,6 +81,7 @@ class SessionInfo:
     leases: int
     opens: int
     used_bytes: int
+    cached_bytes: int
     waiters: int
     oldest_lease_age: float | None
 

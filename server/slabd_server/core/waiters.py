@@ -46,6 +46,11 @@ class Waiter:
     deadline: float
 
     @property
+    def impatient(self) -> bool:
+        """Whether it has no time to wait, and is here only until a search has ended."""
+        return self.deadline <= self.since
+
+    @property
     def wanted_bytes(self) -> int:
         """What it asks for in all."""
         return sum(item.size for item in self.request.items)
@@ -72,6 +77,10 @@ class Waiters:
     def head(self) -> Waiter | None:
         """The request whose turn it is, None when nobody waits."""
         return next(iter(self._queue.values()), None)
+
+    def find(self, ticket: Ticket) -> Waiter | None:
+        """Return a request that waits; None when it does not."""
+        return self._queue.get(ticket)
 
     def admit(self) -> None:
         """Raise QueueFull when the queue takes no further request."""

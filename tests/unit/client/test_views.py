@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from slabd import LeaseReleased, NotMapped
-from slabd.holding import Holding, Holdings, Returnable, let_go
+from slabd.cache import SizeClass
+from slabd.holding import BlockName, Holding, Holdings, Returnable, let_go
 from slabd.mapping import Mapping
-from slabd_proto.v1 import pool_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +34,9 @@ def memfd() -> Iterator[int]:
 class Keeper:
     """A session's holdings, and how often their wake-up was sounded."""
 
-    def __init__(self, mapping: Mapping | None) -> None:
+    def __init__(self, mapping: Mapping | None, *, cached: bool = False) -> None:
         self.mapping = mapping
+        self.kind = SizeClass(65, 128, 1, 0) if cached else None
         self.wakes = 0
         self.holdings = Holdings(mapping, self._wake)
 
@@ -44,9 +45,12 @@ class Keeper:
 
     def hold(self, *, offset: int = 0, size: int = 100, owned: bool = True) -> Holding:
         """Take a block into care."""
-        ref = pool_pb2.BlockRef(slot=offset // 128 + 1, generation=1)
-        block = pool_pb2.Block(ref=ref, offset=offset, requested_size=size, size=128)
-        return Holding(self.holdings, self.holdings.next_serial(), block, owned=owned)
+        name = BlockName(offset // 128 + 1, 1)
+        kind = self.kind if owned else None
+        holding = Holding(self.holdings, name, offset, 128, size, owned=owned, kind=kind)
+        if kind is not None:
+            holding.begin_cycle(size)
+        return holding
 
     def dead(self) -> list[str]:
         """Return what the garbage collector has found, as the housekeeping sees it."""
@@ -55,10 +59,10 @@ class Keeper:
         return [str(block.name) for block in claimed if block is not None]
 
 
-@pytest.fixture
-def keeper(memfd: int) -> Keeper:
-    """Holdings over a writable mapping."""
-    return Keeper(Mapping(memfd, HEAP_BYTES, writable=True))
+@pytest.fixture(params=["granted", "cached"])
+def keeper(memfd: int, request: pytest.FixtureRequest) -> Keeper:
+    """Holdings over a writable mapping: of blocks that are leased once, or again and again."""
+    return Keeper(Mapping(memfd, HEAP_BYTES, writable=True), cached=request.param == "cached")
 
 
 USERS: dict[str, Callable[[memoryview], Any]] = {

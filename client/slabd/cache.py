@@ -1,0 +1,570 @@
+"""The cache: blocks that the daemon has granted this session and that nobody here uses.
+
+A lease takes one, a release puts it back, and neither asks anybody. For each size class there is a stack; the last
+block in is the first out, so that it is warm. A miss asks the daemon over the lane, for a batch that doubles with each
+miss. What all stacks may hold is bounded in bytes; a block that has no
+place goes back to the daemon, and so does one that was idle for IDLE_SECONDS.
+
+Rules:
+
+1. A cached block has no view but its root, which keeps its anchor (slabd.mapping) alive.
+2. CACHED is written before a block is put on its stack, IN_USE after it was taken off. A block that was taken off is
+   used only if, after that, the daemon was not recalling and the block's generation was still its own. The daemon
+   recalls what it finds CACHED: it need not ask, and a process that is stopped or busy keeps nobody waiting.
+3. Whoever lets go of a block has won `Holding.end_cycle`, so two who release at once are one who does.
+4. An interrupt anywhere loses no block: one that is on no stack and in nobody's hands dies, and its anchor's death is
+   noticed (slabd.holding); one that was granted and not taken yet is still in the ring.
+
+What is not simple is left to `slabd.operations`, which ask by gRPC: a `None` from `get` or a False from `give` means
+that, and no more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from sys import getrefcount
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from slabd import arguments
+from slabd.bell import Bell
+from slabd.holding import Holding
+from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW
+from slabd_proto.lane import ENDED, Answer, State, Submission, Verb, Word, open_word
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from slabd.handle import Handle
+    from slabd.holding import Holdings, Returnable
+    from slabd.lane import Lane
+    from slabd_proto.lane import Completion
+
+IDLE_SECONDS: Final = 5.0
+OPENS_MAX: Final = 65_535
+MISS_SECONDS: Final = 1.0
+_BATCH_MAX: Final = 64
+_BATCH_PART: Final = 4
+_SIZES_KEPT: Final = 65_536
+_OPENED_KEPT: Final = 4096
+_CLASSES_MAX: Final = 96
+_ATTENTION: Final = int(Word.ATTENTION)
+_DROPPED_BYTES: Final = int(Word.DROPPED_BYTES)
+_DROPPED_BLOCKS: Final = int(Word.DROPPED_BLOCKS)
+_SUBMISSIONS_TAKEN: Final = int(Word.SUBMISSIONS_TAKEN)
+_IN_USE: Final = int(State.IN_USE)
+_CACHED: Final = int(State.CACHED)
+_FREE: Final = int(State.FREE)
+_PURPOSE_SHIFT: Final = 48
+_ONE: Final = 1
+_ROOT: Final = ROOT_AND_VIEW - 1
+_MICROSECONDS: Final = 1e6
+_TTL_MICROSECONDS_MAX: Final = 7 * 24 * 3600 * 10**6
+_RECALL_PAUSE_SECONDS: Final = 0.00005
+# Seconds that a recall may take before the daemon is given up as gone in the middle of it.
+_RECALL_SECONDS: Final = 1.0
+
+
+class SizeClass:
+    """The cached blocks that serve requests of `low` to `high` bytes at one alignment.
+
+    `cap` is how many may be kept, `batch` how many the next miss asks for, `place` the index of its word in the lane.
+    """
+
+    __slots__ = ("alignment", "batch", "cap", "high", "low", "place", "stack")
+
+    def __init__(self, low: int, high: int, alignment: int, place: int) -> None:
+        self.low = low
+        self.high = high
+        self.alignment = alignment
+        self.place = place
+        self.stack: list[Holding] = []
+        self.cap = 0
+        self.batch = 1
+
+    def __repr__(self) -> str:
+        return f"<SizeClass {self.low}..{self.high} at {self.alignment}: {len(self.stack)} of {self.cap} cached>"
+
+
+class Cache:
+    """The blocks of one session that are at hand. Any thread may call anything."""
+
+    def __init__(self, lane: Lane, holdings: Holdings, connection: int, limit: int | None) -> None:
+        self.lane: Final = lane
+        self.misses = 0
+        self._holdings = holdings
+        self._connection = connection
+        self._limit = lane.cache_bytes if limit is None else min(limit, lane.cache_bytes)
+        self._by_size: dict[int, SizeClass] = {}
+        self._by_aligned: dict[tuple[int, int], SizeClass] = {}
+        self._classes: list[SizeClass] = []
+        self._words = lane.words
+        self._states = lane.states
+        self._details = lane.details
+        self._since = lane.since
+        self._generations = lane.generations
+        self._missing = threading.RLock()
+        self._busy = False
+        self._asked: dict[int, tuple[int, int]] = {}
+        self._refused: set[int] = set()
+        self._opened: dict[tuple[int, int], int] = {}
+        self._inherited_serial = 0
+        self._stopped = False
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.cached_bytes} of {self._limit} bytes, {len(self._classes)} classes>"
+
+    def bell(self) -> Bell:
+        """Return this lane's bell for the event loop that runs."""
+        return Bell(self.lane, self._connection)
+
+    @property
+    def cached_bytes(self) -> int:
+        """How many bytes are at hand."""
+        return sum(len(each.stack) * each.high for each in self._classes)
+
+    # -- leasing
+
+    def take(
+        self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
+    ) -> Holding | None:
+        """Lease a block that is at hand; None when there is none, or nothing but an int would say how large it is.
+
+        The call site is that of `frame`, or the text, or neither.
+
+        Raises:
+            InvalidArgument: what the daemon would not admit either.
+        """
+        while type(size) is int:
+            try:
+                kind = self._by_size[size] if alignment is _ONE else self._by_aligned[size, alignment]
+                stack = kind.stack
+                holding = stack.pop()
+            except (KeyError, IndexError):
+                return None
+            slot = holding.slot
+            self._states[slot] = _IN_USE
+            words = self._words
+            if (words[_ATTENTION] & 1 or self._generations[slot] != holding.word) and not self._is_mine(holding):
+                continue
+            if frame is not None:
+                code = frame.f_code
+                at: int | str | None = frame.f_lasti
+            else:
+                code, at = None, call_site
+            if holding.code is not code or holding.at != at or holding.label != label:
+                self._note_purpose(holding, frame, call_site, label)
+            self._details[slot] = holding.purpose | size
+            self._since[slot] = monotonic()
+            words[kind.place] = len(stack)
+            # As `Holding.begin_cycle`, which would be one call more for each lease.
+            holding.size = size
+            holding.live_view = holding.root[:size]  # type: ignore[index]  # what is cached has a root
+            return holding
+        return None
+
+    def get(
+        self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
+    ) -> Holding | None:
+        """Lease a block by as many wake-ups of the daemon as it takes; None when it has to be asked for by gRPC.
+
+        Raises:
+            InvalidArgument: what the daemon would not admit either.
+        """
+        size, alignment = arguments.size(size), arguments.alignment(alignment)
+        arguments.label(label)
+        while self._refill(size, alignment):
+            if (holding := self.take(size, alignment, label, frame, call_site)) is not None:
+                return holding
+        return None
+
+    async def get_async(  # a lease's arguments
+        self,
+        size: int,
+        alignment: int,
+        label: str,
+        frame: FrameType | None,
+        call_site: str | None,
+        bell: Bell,
+    ) -> Holding | None:
+        """Do the same on an event loop.
+
+        Raises:
+            InvalidArgument: what the daemon would not admit either.
+        """
+        size, alignment = arguments.size(size), arguments.alignment(alignment)
+        arguments.label(label)
+        while await self._refill_async(size, alignment, bell):
+            if (holding := self.take(size, alignment, label, frame, call_site)) is not None:
+                return holding
+        return None
+
+    def _is_mine(self, holding: Holding) -> bool:
+        """Whether a block that was just taken off its stack may be used, when the daemon recalls or has recalled."""
+        if not self._wait_for_peace():
+            self._drop(holding)
+            return False
+        if self._generations[holding.slot] == holding.word:
+            return True
+        self._drop(holding)
+        return False
+
+    def _drop(self, holding: Holding) -> None:
+        """Forget a cached block that the daemon has recalled: it is nobody's to give back."""
+        self._holdings.drop(holding)
+        kind = holding.kind
+        if kind is not None:
+            self._words[kind.place] = len(kind.stack)
+        with self.lane.lock:
+            self._words[_DROPPED_BYTES] += holding.usable_size
+            self._words[_DROPPED_BLOCKS] += 1
+
+    def _wait_for_peace(self) -> bool:
+        """Wait while the daemon recalls; return whether there is still somebody to lease from."""
+        limit = monotonic() + _RECALL_SECONDS
+        while (attention := self._words[_ATTENTION]) & 1:
+            if attention == ENDED or monotonic() > limit:
+                self._stopped = True
+                return False
+            time.sleep(_RECALL_PAUSE_SECONDS)
+        return True
+
+    def _note_purpose(self, holding: Holding, frame: FrameType | None, call_site: str | None, label: str) -> None:
+        site = arguments.site_of(frame) if frame is not None else arguments.cut_call_site(call_site or "")
+        holding.purpose = self.lane.purpose(arguments.label(label), site) << _PURPOSE_SHIFT
+        holding.code, holding.at = (frame.f_code, frame.f_lasti) if frame is not None else (None, call_site)
+        holding.label = label
+
+    # -- a miss
+
+    def _refill(self, size: int, alignment: int) -> bool:
+        """Have a block of a size put on its stack; False when the daemon has to be asked by gRPC."""
+        if self._stopped:
+            return False
+        with self._missing:
+            if self._busy:  # the garbage collector came in between
+                return False
+            self._busy = True
+            try:
+                return self._ask_and_wait(size, alignment)
+            finally:
+                self._busy = False
+
+    def _ask_and_wait(self, size: int, alignment: int) -> bool:
+        self.collect()
+        if self._at_hand(size, alignment):
+            return True
+        number = self.ask(size, alignment)
+        limit = monotonic() + MISS_SECONDS
+        while number and monotonic() < limit and self._words[_ATTENTION] != ENDED:
+            there = self.lane.wait(self._connection, limit - monotonic())
+            self.collect()
+            if self._is_answered(number):
+                return self._at_hand(size, alignment)
+            if not there:
+                return False
+        return False
+
+    async def _refill_async(self, size: int, alignment: int, bell: Bell) -> bool:
+        if self._stopped:
+            return False
+        self.collect()
+        if self._at_hand(size, alignment):
+            return True
+        number = self.ask(size, alignment)
+        limit = monotonic() + MISS_SECONDS
+        while number and monotonic() < limit and self._words[_ATTENTION] != ENDED:
+            there = await bell.wait(limit - monotonic())
+            self.collect()
+            if self._is_answered(number):
+                return self._at_hand(size, alignment)
+            if not there:
+                return False
+        return False
+
+    def _is_answered(self, number: int) -> bool:
+        """Whether a request has been granted or refused, after `collect`."""
+        if number in self._refused:
+            self._refused.discard(number)
+            return True
+        return number not in self._asked
+
+    def ask(self, size: int, alignment: int) -> int:
+        """Post a request for blocks, and return its number; 0 when there is no room for it."""
+        kind = self._class_of(size, alignment)
+        blocks = 1 if kind is None else self._next_batch(kind)
+        self.misses += 1
+        number = self.lane.try_post(Submission(Verb.LEASE, quantity=blocks, a=size, b=alignment))
+        if number:
+            self._asked[number] = (size, alignment)
+            self.lane.ring()
+        return number
+
+    def collect(self) -> None:
+        """Take in what the daemon has granted and refused."""
+        for entry in self.lane.completions():
+            size, alignment = self._asked.get(entry.request, (entry.size, 1))
+            if entry.answer == Answer.GRANTED:
+                self._adopt(entry, size, alignment)
+            else:
+                self._refused.add(entry.request)
+            if not entry.left:
+                self._asked.pop(entry.request, None)
+
+    def _adopt(self, entry: Completion, size: int, alignment: int) -> None:
+        slot = entry.slot
+        if not self.lane.reach(slot):  # no memory for its usage
+            self.lane.commit(Submission(Verb.RETURN, slot, entry.generation))
+            return
+        self._states[slot] = _CACHED
+        self._since[slot] = monotonic()
+        kind = self._class_for(entry.min_size, entry.size, alignment)
+        if kind is None:
+            self._states[slot] = _FREE
+            self.lane.commit(Submission(Verb.RETURN, slot, entry.generation))
+            return
+        if kind.low <= size <= kind.high:
+            self._remember(size, alignment, kind)
+        self._put(Holding.cached(self._holdings, self, kind, entry), kind)
+
+    def _put(self, holding: Holding, kind: SizeClass) -> None:
+        kind.stack.append(holding)
+        self._words[kind.place] = len(kind.stack)
+
+    def _at_hand(self, size: int, alignment: int) -> bool:
+        kind = self._class_of(size, alignment)
+        return kind is not None and bool(kind.stack)
+
+    def _class_of(self, size: int, alignment: int) -> SizeClass | None:
+        """Return the class that serves a request, None when none has been seen yet."""
+        kind = self._by_size.get(size) if alignment == 1 else self._by_aligned.get((size, alignment))
+        if kind is None:
+            fitting = [each for each in self._classes if each.alignment == alignment and each.low <= size <= each.high]
+            if not fitting:
+                return None
+            kind = fitting[0]
+            self._remember(size, alignment, kind)
+        return kind
+
+    def _remember(self, size: int, alignment: int, kind: SizeClass) -> None:
+        if len(self._by_size) + len(self._by_aligned) >= _SIZES_KEPT:
+            self._by_size.clear()
+            self._by_aligned.clear()
+        if alignment == 1:
+            self._by_size[size] = kind
+        else:
+            self._by_aligned[size, alignment] = kind
+
+    def _class_for(self, low: int, high: int, alignment: int) -> SizeClass | None:
+        """Return the class of blocks of a size, a new one if need be; None when there are too many."""
+        for kind in self._classes:
+            if (kind.high, kind.alignment) == (high, alignment):
+                kind.low = min(kind.low, low)
+                return kind
+        index = len(self._classes)
+        if index >= _CLASSES_MAX:
+            unused = next((each for each in self._classes if not each.stack), None)
+            if unused is None:
+                return None
+            index = self._classes.index(unused)
+            self._forget(unused)
+        self._words[Word.CLASS_SIZES + index] = high
+        kind = SizeClass(low, high, alignment, Word.CLASS_COUNTS + index)
+        self._classes.insert(index, kind)
+        return kind
+
+    def _forget(self, kind: SizeClass) -> None:
+        """Forget a class that has nothing cached. Who uses a block of it gives that back to the daemon."""
+        kind.cap = 0
+        self._classes.remove(kind)
+        for size in [size for size, each in list(self._by_size.items()) if each is kind]:
+            self._by_size.pop(size, None)
+        for both in [both for both, each in list(self._by_aligned.items()) if each is kind]:
+            self._by_aligned.pop(both, None)
+
+    def _next_batch(self, kind: SizeClass) -> int:
+        """Return how many blocks to ask for; the class may keep as many from now on."""
+        most = max(1, min(_BATCH_MAX, self._limit // _BATCH_PART // kind.high))
+        kind.batch = min(kind.batch * 2, most)
+        spare = self._limit - sum(each.cap * each.high for each in self._classes)
+        wanted = max(kind.batch - kind.cap, 0)
+        if wanted * kind.high > spare:
+            self._take_room_from_idle(kind)
+            spare = self._limit - sum(each.cap * each.high for each in self._classes)
+        kind.cap += min(wanted, max(spare, 0) // kind.high)
+        return max(1, min(kind.batch, kind.cap))
+
+    def _take_room_from_idle(self, wanting: SizeClass) -> None:
+        """Let other classes keep no more than they have in their stacks, and give back what is idle."""
+        for kind in list(self._classes):
+            if kind is not wanting:
+                self._trim(kind, 0.0)
+                kind.cap = min(kind.cap, len(kind.stack))
+
+    # -- releasing
+
+    def give(self, holding: Holding, cycle: int) -> bool:
+        """End a lease, or close an opened block; False when it has to be done by `operations.release`.
+
+        Raises:
+            BufferError: views of it exist; nothing has changed.
+        """
+        if self._stopped or holding.serial <= self._inherited_serial:
+            return False
+        # As `Holding.end_cycle`: no thread comes between these lines.
+        if holding.cycle != cycle:
+            return True
+        holding.cycle = cycle + 1
+        view = holding.live_view
+        if view is None:
+            return True
+        root = holding.root
+        try:
+            # The same count as in `users_of_root`, without its lock: others who count can only make it larger.
+            if root is None or holding.views.value != ROOT_AND_VIEW or getrefcount(root.obj) != ANCHOR_ALONE:
+                holding.check_unused()
+            view.release()
+        except BufferError as error:
+            holding.undo_cycle()
+            raise holding.in_use(error) from None
+        holding.live_view = None
+        if root is None:
+            self._give_back(holding)
+        elif holding.views.value != _ROOT:
+            holding.root = None  # another thread has made a slice at the last moment: the anchor's death will do it
+        elif (kind := holding.kind) is not None and not holding.shared and len(stack := kind.stack) < kind.cap:
+            self._states[holding.slot] = _CACHED
+            stack.append(holding)
+            self._words[kind.place] = len(stack)
+        else:
+            self._give_back(holding)
+        return True
+
+    def _give_back(self, holding: Holding) -> None:
+        """Return a block to the daemon, or tell it that an opened one is closed."""
+        if holding.kind is not None:
+            self._states[holding.slot] = _FREE
+        verb = Verb.RETURN if holding.owned else Verb.CLOSE
+        self.lane.commit(Submission(verb, holding.slot, holding.name.generation), holding.serial)
+        holding.quietly_gone()
+
+    def take_back(self, block: Returnable) -> bool:
+        """Do the same for a block whose anchor has died; False when it has to be done by gRPC.
+
+        Nobody else can have it: its record was taken out of the holdings.
+        """
+        if self._stopped:
+            return False
+        slot, kind = block.name.slot, block.kind
+        if kind is not None and not block.shared and len(kind.stack) < kind.cap:
+            self._states[slot] = _CACHED
+            self._put(Holding.again(self._holdings, self, kind, block), kind)
+            return True
+        if kind is not None:
+            self._states[slot] = _FREE
+        self.lane.commit(Submission(Verb.RETURN if block.owned else Verb.CLOSE, slot, block.name.generation))
+        return True
+
+    # -- handing off
+
+    def share(self, holding: Holding, cycle: int, opens: int, ttl: float | None) -> bool:
+        """Promise a block to those who will open it; False when the daemon has to be asked by gRPC."""
+        promised = holding.promised + opens
+        micros = 0 if ttl is None else max(1, round(ttl * _MICROSECONDS))
+        if self._stopped or not holding.owned or promised > OPENS_MAX or micros > _TTL_MICROSECONDS_MAX:
+            return False
+        # Before it is posted: whoever releases the block now must not keep it for another lease.
+        holding.shared = holding.record.shared = True
+        holding.promised = promised
+        if holding.cycle != cycle:
+            return False
+        generation = holding.name.generation
+        return bool(self.lane.try_post(Submission(Verb.SHARE, holding.slot, generation, opens, micros, holding.size)))
+
+    def open(self, handle: Handle) -> Holding | None:
+        """Open a shared block without asking; None when the daemon has to be asked by gRPC, which may refuse.
+
+        The gate is looked at before the open is posted and after: the daemon closes it first and reads the posts then.
+        """
+        slot, word = handle.slot, open_word(handle.generation)
+        if self._stopped or handle.transfer or slot >= len(self._generations) or self._generations[slot] != word:
+            return None
+        if handle.size < 1 or handle.offset + max(handle.usable_size, handle.size) > self._holdings.mapped_bytes:
+            return None
+        if self._opened.get((slot, word), 0) > self._words[_SUBMISSIONS_TAKEN]:
+            return None  # the daemon has not counted our last open of it yet, so it knows better
+        holding = Holding.opened(self._holdings, self, handle)
+        number = self.lane.try_post(Submission(Verb.OPEN, slot, handle.generation))
+        if not number:
+            self._holdings.drop(holding)
+            return None
+        if len(self._opened) >= _OPENED_KEPT:
+            self._opened.clear()
+        self._opened[slot, word] = number
+        if self._generations[slot] != word or self._words[_ATTENTION] == ENDED:
+            holding.live_view = None
+            self._give_back(holding)
+            return None
+        return holding
+
+    def note_size(self, holding: Holding) -> None:
+        """Tell the daemon how many bytes of a block are used this time, before it is asked to hand it on."""
+        if holding.kind is not None and not self._stopped:
+            self.lane.commit(Submission(Verb.RESIZE, holding.slot, holding.name.generation, a=holding.size))
+
+    def adopted(self, holding: Holding) -> None:
+        """Note that a block came by gRPC, so that nothing older is told of its slot."""
+        if holding.owned and self.lane.reach(holding.slot):
+            self._states[holding.slot] = _FREE
+
+    # -- in the background
+
+    def tick(self, idle_seconds: float = IDLE_SECONDS) -> bool:
+        """Give back what is idle, and correct what threads may have miscounted; return whether any block is cached."""
+        if self._stopped:
+            return False
+        for kind in list(self._classes):
+            self._trim(kind, idle_seconds)
+            self._words[kind.place] = len(kind.stack)
+        self.lane.flush()
+        return any(kind.stack for kind in self._classes)
+
+    def _trim(self, kind: SizeClass, idle_seconds: float) -> None:
+        """Give back the blocks at the bottom of a stack that were not used for so long."""
+        stack, oldest = kind.stack, monotonic() - idle_seconds
+        try:
+            while stack and self._since[stack[0].slot] <= oldest:
+                holding = stack.pop(0)
+                if self._generations[holding.slot] == holding.word:
+                    self._give_back(holding)
+                else:
+                    self._drop(holding)
+                kind.cap = max(kind.cap - 1, 1)
+        except IndexError:  # another thread was faster
+            return
+
+    def empty(self) -> None:
+        """Give everything back that is cached."""
+        if self._stopped:
+            return
+        for kind in list(self._classes):
+            self._trim(kind, 0.0)
+
+    def stop(self) -> None:
+        """Use the lane no more: the session ends, or this is a forked child, whose parent's it is.
+
+        There, locks may be in anybody's hands, so none is taken.
+        """
+        self._stopped = True
+        self._by_size.clear()
+        self._by_aligned.clear()
+        for kind in list(self._classes):
+            kind.stack.clear()
+
+    def has_forked(self, last: int | None) -> None:
+        """In the parent: a child may touch blocks in use numbered up to `last`; of cached ones it has no view."""
+        for kind in list(self._classes):
+            self._holdings.renumber(list(kind.stack))
+        if last is not None:
+            self._inherited_serial = last

@@ -1,0 +1,440 @@
+"""The lanes: what clients post without asking, and what is asked of them without waiting.
+
+It owns every session's lane and both its eventfds: the *doorbell*, by which a client wakes the daemon, and the *bell*,
+by which the daemon tells a client that there are completions. The decisions are the core's (`core.posts`).
+
+One code path, `_drain`, reads what was posted, at whatever occasion: the doorbell; a short tick, as long as there is
+something to read; before any gRPC call of the same session, so that its calls and its posts happen in the order in
+which it made them; before anybody is told that a heap is full or a handle is stale; and after the client's death.
+
+Three things need a barrier (`barrier`), each because a client stores and then loads while the daemon does it the other
+way round:
+
+    to sleep    POLLING = 0, barrier, drain: a client that found it 1 and did not ring has been read
+    to sweep    a gate is closed, barrier, drain everybody: who came through it before has been read
+    to recall   ATTENTION is odd, barrier, read states: who found it even has been read as IN_USE
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from slabd_proto.lane import ENDED, RING, SLOTS_MAX, Answer, Completion, State, Verb
+from slabd_server.barrier import barrier
+from slabd_server.core.errors import CoreError, LedgerFull, NoSuchSession
+from slabd_server.core.posts import LaneViolation
+from slabd_server.core.purposes import Purpose
+from slabd_server.core.records import BlockRef, BlockState, LeaseItem, SessionState, ShareItem, SlotId
+from slabd_server.lane_memory import LaneSegment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from slabd_proto.lane import Submission
+    from slabd_server.core.records import SessionId
+    from slabd_server.core.served import ServedHeap
+    from slabd_server.core.sessions import Session
+    from slabd_server.core.stats import LeaseInfo
+    from slabd_server.dispatch import Dispatcher
+    from slabd_server.lane_memory import GenerationTable
+
+_TICK_SECONDS: Final = 0.005
+_QUIET_TICKS: Final = 4
+# A block's share of the heap below which a recall is not worth its barrier: more is taken at once.
+_RECALL_PART: Final = 64
+_MICROSECONDS: Final = 1e6
+_CACHED: Final = bytes([State.CACHED])
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One session's lane. `quiet` counts ticks without anything to read; `broken` says that its client has lied.
+
+    `reading` while it is being read, which it is not a second time meanwhile.
+    """
+
+    session: SessionId
+    heap: str
+    segment: LaneSegment
+    doorbell: int
+    bell: int
+    quiet: int = 0
+    broken: bool = False
+    reading: bool = False
+
+    def close(self) -> None:
+        """Give it up."""
+        self.segment.close()
+        os.close(self.doorbell)
+        os.close(self.bell)
+
+
+class Lanes:
+    """All lanes of the daemon. `tables` are the heaps' generations by name."""
+
+    def __init__(self, dispatcher: Dispatcher, tables: Mapping[str, GenerationTable]) -> None:
+        self._dispatcher = dispatcher
+        self._engine = dispatcher.engine
+        self._posts = dispatcher.engine.posts
+        self._tables = tables
+        self._loop = asyncio.get_running_loop()
+        self._lanes: dict[SessionId, Lane] = {}
+        self._active: dict[SessionId, Lane] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._settling = False
+        self.submissions = 0
+        self._engine.reclaim_by(self)
+        for served in self._engine.heaps.values():
+            served.books.told = self._told
+        dispatcher.after_performing = self.settle
+        dispatcher.on_dismissed = self.dismiss
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    # -- a lane's life
+
+    def open(self, session: Session) -> Lane | None:
+        """Make a lane for a session; None when there is no memory or no descriptor for one."""
+        served = self._engine.heaps[session.books.name]
+        cache_bytes = served.books.total_bytes * served.spec.cache_percent // 100
+        slots = min(self._tables[served.books.name].slots, SLOTS_MAX)
+        with contextlib.ExitStack() as undo:
+            try:
+                segment = LaneSegment.create(str(session.id), slots, cache_bytes)
+                undo.callback(segment.close)
+                doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                undo.callback(os.close, doorbell)
+                bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as error:
+                log.warning("session %d gets no lane and uses gRPC alone: %s", session.id, error)
+                return None
+            undo.pop_all()
+        lane = Lane(session.id, served.books.name, segment, doorbell, bell)
+        self._lanes[session.id] = lane
+        self._tables[lane.heap].watchers += 1
+        self._loop.add_reader(doorbell, self._rung, lane)
+        return lane
+
+    def forget(self, session: SessionId) -> None:
+        """Give up a session's lane; one without a lane is no error."""
+        lane = self._lanes.pop(session, None)
+        if lane is not None:
+            self._active.pop(session, None)
+            self._tables[lane.heap].watchers -= 1
+            self._loop.remove_reader(lane.doorbell)
+            lane.close()
+
+    def dismiss(self, session: SessionId) -> None:
+        """Tell a client through its lane that its session can do nothing any more."""
+        lane = self._lanes.get(session)
+        if lane is not None:
+            lane.segment.attention = ENDED
+
+    def close(self) -> None:
+        """Give up all lanes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for session in tuple(self._lanes):
+            self.forget(session)
+
+    # -- reading
+
+    def drain(self, session: SessionId) -> None:
+        """Do what one session has posted."""
+        lane = self._lanes.get(session)
+        if lane is not None:
+            self._perform([lane])
+
+    def look(self) -> None:
+        """Do what everybody has posted, and note what they say they have cached."""
+        self._perform(self._lanes.values())
+        for lane in self._lanes.values():
+            session = self._engine.sessions.find(lane.session)
+            if session is not None:
+                session.books.claim(session, *lane.segment.cached())
+
+    def _rung(self, lane: Lane) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(lane.doorbell)
+        lane.segment.set_polling(polling=True)
+        lane.quiet = 0
+        self._active[lane.session] = lane
+        self._perform([lane])
+        self._schedule()
+
+    def _perform(self, lanes: Iterable[Lane]) -> bool:
+        """Do what was posted in these lanes, and what follows from it; return whether there was anything."""
+        done = {lane.heap for lane in tuple(lanes) if self._drain(lane)}
+        for heap in done:
+            self._dispatcher.perform(self._engine.serve(heap, now=self._dispatcher.now()).effects)
+        return bool(done)
+
+    def _drain(self, lane: Lane) -> int:
+        """Do what was posted in a lane, as far as there is memory to note it; return how many submissions it was.
+
+        Nobody is served and nothing is swept by this.
+        """
+        session = self._engine.sessions.find(lane.session)
+        if session is None or session.state is SessionState.ENDING or lane.broken or lane.reading:
+            return 0
+        if lane.segment.next_submission() is None:
+            return 0
+        if session.state is not SessionState.ACTIVE:
+            self._engine.finish_chores(now=self._dispatcher.now())
+        count = answered = 0
+        lane.reading = True
+        try:
+            while count < RING and (entry := lane.segment.next_submission()) is not None:
+                answered += self._do(session, lane, entry)
+                lane.segment.took()
+                count += 1
+        except LedgerFull as error:
+            log.error("cannot read the lane of session %d any further for now: %s", lane.session, error)  # noqa: TRY400 - no defect of ours
+        except LaneViolation as error:
+            self._end(lane, str(error))
+        finally:
+            lane.reading = False
+        if answered:
+            self._ring(lane)
+        self.submissions += count
+        return count
+
+    def _do(self, session: Session, lane: Lane, entry: Submission) -> bool:
+        """Do what was posted; return whether it was answered."""
+        ref, now, sequence = BlockRef(SlotId(entry.slot), entry.generation), self._dispatcher.now(), lane.segment.taken
+        if entry.verb == Verb.RETURN:
+            self._posts.give_back(session, ref, sequence=sequence, now=now)
+        elif entry.verb == Verb.SHARE:
+            item = ShareItem(ref, entry.quantity, entry.a / _MICROSECONDS if entry.a else None)
+            self._posts.share(session, item, entry.b, sequence=sequence, now=now)
+        elif entry.verb == Verb.RESIZE:
+            self._posts.resize(session, ref, entry.a)
+        elif entry.verb == Verb.OPEN:
+            self._open(session, lane, ref, sequence)
+        elif entry.verb == Verb.CLOSE:
+            self._posts.close(session, ref, sequence=sequence)
+        elif entry.verb == Verb.LEASE:
+            self._lease(session, lane, entry)
+            return True
+        else:
+            raise LaneViolation(f"it posts an unknown verb, {entry.verb}")
+        return False
+
+    def _open(self, session: Session, lane: Lane, ref: BlockRef, sequence: int) -> None:
+        """Note an open. The handle for it was posted before, but perhaps in a lane that was not read since.
+
+        It cannot be that two lanes wait for each other: who made a handle did so before anybody opened it.
+        """
+        try:
+            self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
+        except LaneViolation:
+            for other in tuple(self._lanes.values()):
+                if other.heap == lane.heap:
+                    self._drain(other)
+            self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
+
+    def _lease(self, session: Session, lane: Lane, entry: Submission) -> None:
+        segment, number = lane.segment, lane.segment.taken + 1
+        room = segment.room
+        if not room:
+            raise LaneViolation("it asks for blocks and does not read the answers")
+        item = LeaseItem(entry.a, entry.b)
+        try:
+            low, _ = session.books.allocator.usable_size(item.size, item.alignment)
+            blocks = self._posts.lease(
+                session, item, min(max(entry.quantity, 1), room), sequence=number, now=self._dispatcher.now()
+            )
+        except CoreError:
+            segment.complete(Completion(Answer.REFUSED, number))
+            return
+        slots = self._tables[lane.heap].slots
+        for block in [block for block in blocks if block.ref.slot >= slots]:
+            self._posts.give_back(session, block.ref, sequence=number, now=self._dispatcher.now())
+        within = [block for block in blocks if block.ref.slot < slots]
+        if not within:
+            segment.complete(Completion(Answer.REFUSED, number))
+        for left, block in zip(range(len(within) - 1, -1, -1), within, strict=True):
+            segment.complete(
+                Completion(Answer.GRANTED, number, left, *block.ref, offset=block.offset, size=block.size, min_size=low)
+            )
+
+    def _ring(self, lane: Lane) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has not read the last 2**64 - 2 of them
+            os.eventfd_write(lane.bell, 1)
+
+    def _end(self, lane: Lane, why: str) -> None:
+        log.warning("session %d is ended: %s", lane.session, why)
+        lane.broken = True
+        self._loop.call_soon(self._evict, lane.session)
+
+    def _evict(self, session: SessionId) -> None:
+        with contextlib.suppress(NoSuchSession):
+            self._dispatcher.perform(self._engine.evict(session, now=self._dispatcher.now()).effects)
+
+    # -- the tick
+
+    def _schedule(self) -> None:
+        if self._timer is None and (self._active or self._pressed()):
+            self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        for lane in tuple(self._active.values()):
+            if self._perform([lane]):
+                lane.quiet = 0
+                continue
+            lane.quiet += 1
+            if lane.quiet >= _QUIET_TICKS:
+                self._fall_asleep(lane)
+        for served in self._pressed():
+            self._relieve(served)
+        self._schedule()
+
+    def _fall_asleep(self, lane: Lane) -> None:
+        lane.segment.set_polling(polling=False)
+        barrier()
+        if self._perform([lane]):
+            lane.segment.set_polling(polling=True)
+            lane.quiet = 0
+        else:
+            self._active.pop(lane.session, None)
+
+    def _pressed(self) -> list[ServedHeap]:
+        """Return the heaps whose memory somebody waits for while clients may have it cached."""
+        heaps = {lane.heap for lane in self._lanes.values()}
+        return [
+            served
+            for name, served in self._engine.heaps.items()
+            if name in heaps and (served.waiters or (self._engine.draining and served.books.blocks))
+        ]
+
+    def _relieve(self, served: ServedHeap) -> None:
+        wanted = served.books.total_bytes if self._engine.draining else served.waiters.wanted_bytes
+        if self.reclaim(served.books.name, wanted):
+            now = self._dispatcher.now()
+            self._dispatcher.perform(self._engine.serve(served.books.name, now=now).effects)
+
+    # -- sweeping
+
+    def settle(self) -> None:
+        """Free CLOSING blocks, and look after those who wait: after everything that was performed."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._engine.closing and self._sweep():
+                pass
+        finally:
+            self._settling = False
+        self._schedule()
+
+    def _sweep(self) -> bool:
+        """Free the blocks that are CLOSING now; return whether everybody's posts could be read for it."""
+        closing = {name: tuple(served.books.closing) for name, served in self._engine.heaps.items()}
+        if any(self._tables[name].watched for name, slots in closing.items() if slots):
+            barrier()
+            lanes = [lane for lane in tuple(self._lanes.values()) if closing[lane.heap]]
+            for lane in lanes:
+                self._drain(lane)
+            if any(not lane.broken and self._unread(lane) for lane in lanes):
+                self._loop.call_later(_TICK_SECONDS, self.settle)
+                return False
+        self._dispatcher.perform(self._engine.sweep(closing, now=self._dispatcher.now()).effects)
+        return True
+
+    def _unread(self, lane: Lane) -> bool:
+        session = self._engine.sessions.find(lane.session)
+        return (
+            session is not None
+            and session.state is not SessionState.ENDING
+            and lane.segment.next_submission() is not None
+        )
+
+    # -- recalling
+
+    def reclaim(self, heap: str, wanted_bytes: int) -> bool:
+        """See `core.reclaim.Reclaimer`."""
+        lanes = [lane for lane in self._lanes.values() if lane.heap == heap]
+        books = self._engine.heaps[heap].books
+        before = books.allocator.available_bytes
+        for lane in lanes:
+            self._drain(lane)
+        if books.closing and lanes:
+            closing = tuple(books.closing)
+            barrier()
+            for lane in lanes:
+                self._drain(lane)
+            if not any(self._unread(lane) for lane in lanes):
+                books.sweep(closing)
+        missing = max(wanted_bytes, books.total_bytes // _RECALL_PART) - (books.allocator.available_bytes - before)
+        if missing > 0:
+            self._recall(lanes, missing)
+        return books.allocator.available_bytes > before
+
+    def _recall(self, lanes: list[Lane], wanted_bytes: int) -> None:
+        """Take cached blocks back until there are enough: of those clients first that have most."""
+        having = [(lane.segment.cached()[0], lane) for lane in lanes if not lane.broken]
+        chosen = [lane for cached, lane in sorted(having, key=lambda each: -each[0]) if cached]
+        sessions = [(lane, self._engine.sessions.find(lane.session)) for lane in chosen]
+        active = [(lane, each) for lane, each in sessions if each and each.state is SessionState.ACTIVE]
+        if not active:
+            return
+        for lane, _ in active:
+            lane.segment.attention += 1
+        barrier()
+        for lane, session in active:
+            if wanted_bytes > 0:
+                wanted_bytes -= self._take(lane, session, wanted_bytes)
+        barrier()
+        for lane, _ in active:
+            lane.segment.attention += 1
+
+    def _take(self, lane: Lane, session: Session, wanted_bytes: int) -> int:
+        states = lane.segment.states(session.books.ledger.high_water)
+        freed = 0
+        slot = states.find(_CACHED)
+        while slot >= 0 and freed < wanted_bytes:
+            ref = self._posts.may_be_cached(session, slot)
+            if ref is not None:
+                size = self._posts.recall(session, ref, now=self._dispatcher.now())
+                lane.segment.recalled_bytes += size
+                lane.segment.recalled_blocks += 1
+                freed += size
+            slot = states.find(_CACHED, slot + 1)
+        return freed
+
+    # -- asking
+
+    def described(self, info: LeaseInfo, now: float) -> LeaseInfo:
+        """Add what its client says of a block: what for, how much of it, since when, or that it is not in use."""
+        lane = self._lanes.get(info.session) if info.session is not None else None
+        if lane is None or not info.block.size:
+            return info
+        state, size, _, since = lane.segment.usage(info.block.ref.slot)
+        if state == State.CACHED and info.state is BlockState.LEASED:
+            return replace(info, state=BlockState.CACHED, label="", call_site="", age=_age(now, since, info))
+        if state != State.IN_USE or not size:
+            return info
+        block = info.block._replace(requested_size=min(size, info.block.size))
+        return replace(info, block=block, age=_age(now, since, info))
+
+    def _told(self, session: SessionId, slot: SlotId) -> Purpose | None:
+        """Return what a client says a block is for; None when it says nothing."""
+        lane = self._lanes.get(session)
+        if lane is None:
+            return None
+        state, _, purpose, _ = lane.segment.usage(slot)
+        return Purpose(*lane.segment.purpose(purpose)) if state == State.IN_USE and purpose else None
+
+
+def _age(now: float, since: float, info: LeaseInfo) -> float:
+    """Return the time since then; a client may have written anything, and no lease is older than its block's grant."""
+    return min(max(now - since, 0.0), info.age) if since == since else info.age  # noqa: PLR0124 - NaN
