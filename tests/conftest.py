@@ -39,8 +39,8 @@ def puppet(daemon: DaemonProcess) -> Iterator[Callable[..., Puppet]]:
     """Make clients of `daemon` in processes of their own; they are killed afterwards."""
     made: list[Puppet] = []
 
-    def make(*, read_only: bool = False) -> Puppet:
-        made.append(Puppet(daemon.address, read_only=read_only))
+    def make(*, read_only: bool = False, **options: object) -> Puppet:
+        made.append(Puppet(daemon.address, read_only=read_only, **options))
         return made[-1]
 
     yield make

@@ -80,15 +80,15 @@ class _AsyncBlock(Block):
         holding = self._holding
         if (cache := holding.cache) is not None and cache.give(holding, self._cycle):
             return
-        if not (holding := self._current).released:
-            await operations.release(self._session, [holding])
+        if not self.released:
+            await operations.release(self._session, [self._term])
 
     async def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of bytes of the block. See `slabd.Lease.read`."""
-        return await operations.read(self._session, self._current, offset, length)
+        return await operations.read(self._session, self._term, offset, length)
 
     async def __aenter__(self) -> Self:
-        self._current.check_held()
+        self._term.check()
         return self
 
     async def __aexit__(
@@ -97,7 +97,7 @@ class _AsyncBlock(Block):
         holding = self._holding
         if kind is None and (cache := holding.cache) is not None and cache.give(holding, self._cycle):
             return
-        await operations.leave(self._session, self._current, failing=kind is not None)
+        await operations.leave(self._session, self._term, failing=kind is not None)
 
 
 class AsyncRef(_AsyncBlock):
@@ -117,19 +117,18 @@ class AsyncLease(_AsyncBlock):
 
     async def share(self, opens: int = 1, ttl: float | None = None) -> Handle:
         """Make a handle. See `slabd.Lease.share`."""
-        holding = self._current
-        if (handle := operations.share_at_once(self._session, holding, self._cycle, opens, ttl)) is not None:
+        if (handle := operations.share_at_once(self._session, self._term, opens, ttl)) is not None:
             return handle
-        (handle,) = await operations.share(self._session, [holding], opens=opens, ttl=ttl)
+        (handle,) = await operations.share(self._session, [self._term], opens=opens, ttl=ttl)
         return handle
 
     async def transfer(self, ttl: float | None = None) -> Handle:
         """Make a handle that hands the lease over. See `slabd.Lease.transfer`."""
-        return await operations.transfer(self._session, self._current, ttl=ttl)
+        return await operations.transfer(self._session, self._term, ttl=ttl)
 
     async def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer of bytes into the block. See `slabd.Lease.write`."""
-        return await operations.write(self._session, self._current, data, offset)
+        return await operations.write(self._session, self._term, data, offset)
 
 
 def connect(  # noqa: PLR0913  # options, by keyword
@@ -144,6 +143,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
     call_sites: bool = True,
     lane: bool = True,
     cache_bytes: int | None = None,
+    prefault: bool = True,
     tls: Tls | None = None,
 ) -> Pending[AsyncPool]:
     """Connect to a daemon. See `slabd.connect`."""
@@ -158,6 +158,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
         call_sites=call_sites,
         lane=lane,
         cache_bytes=cache_bytes,
+        prefault=prefault,
         tls=tls,
     )
     return Pending(_connect(settings))

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from sys import getrefcount
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -34,10 +35,11 @@ from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW
 from slabd_proto.lane import ENDED, Answer, State, Submission, Verb, Word, open_word
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from slabd.handle import Handle
-    from slabd.holding import Holdings, Returnable
+    from slabd.holding import Holdings, Returnable, Term
     from slabd.lane import Lane
     from slabd_proto.lane import Completion
 
@@ -57,6 +59,9 @@ _IN_USE: Final = int(State.IN_USE)
 _CACHED: Final = int(State.CACHED)
 _FREE: Final = int(State.FREE)
 _PURPOSE_SHIFT: Final = 48
+# Smaller blocks are not worth a wake-up of their own to be mapped in.
+_COLD_BYTES: Final = 64 * 1024
+_POPULATE_BYTES: Final = 1 << 20
 _ONE: Final = 1
 _ROOT: Final = ROOT_AND_VIEW - 1
 _MICROSECONDS: Final = 1e6
@@ -90,7 +95,15 @@ class SizeClass:
 class Cache:
     """The blocks of one session that are at hand. Any thread may call anything."""
 
-    def __init__(self, lane: Lane, holdings: Holdings, connection: int, limit: int | None) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        holdings: Holdings,
+        connection: int,
+        limit: int | None,
+        prefault: Callable[[], None] | None = None,
+    ) -> None:
+        """Keep up to `limit` bytes, or as much as the daemon allows. `prefault` has `populate` called soon."""
         self.lane: Final = lane
         self.misses = 0
         self._holdings = holdings
@@ -106,8 +119,10 @@ class Cache:
         self._generations = lane.generations
         self._missing = threading.RLock()
         self._busy = False
-        self._asked: dict[int, tuple[int, int]] = {}
+        self._asked: dict[int, tuple[int, int, bool]] = {}
         self._refused: set[int] = set()
+        self._wake = prefault
+        self._cold: deque[tuple[int, int]] = deque()
         self._opened: dict[tuple[int, int], int] = {}
         self._inherited_serial = 0
         self._stopped = False
@@ -136,6 +151,7 @@ class Cache:
         Raises:
             InvalidArgument: what the daemon would not admit either.
         """
+        words, generations = self._words, self._generations
         while type(size) is int:
             try:
                 kind = self._by_size[size] if alignment is _ONE else self._by_aligned[size, alignment]
@@ -144,9 +160,11 @@ class Cache:
             except (KeyError, IndexError):
                 return None
             slot = holding.slot
+            if generations[slot] != holding.word:  # recalled; the slot may be that of another block of ours
+                self._drop(holding)
+                continue
             self._states[slot] = _IN_USE
-            words = self._words
-            if (words[_ATTENTION] & 1 or self._generations[slot] != holding.word) and not self._is_mine(holding):
+            if (words[_ATTENTION] & 1 or generations[slot] != holding.word) and not self._is_mine(holding):
                 continue
             if frame is not None:
                 code = frame.f_code
@@ -284,11 +302,12 @@ class Cache:
         return False
 
     def _is_answered(self, number: int) -> bool:
-        """Whether a request has been granted or refused, after `collect`."""
+        """Whether a request has got a block, or been refused, after `collect`. More blocks may follow."""
         if number in self._refused:
             self._refused.discard(number)
             return True
-        return number not in self._asked
+        _, _, granted = self._asked.get(number, (0, 0, True))
+        return granted
 
     def ask(self, size: int, alignment: int) -> int:
         """Post a request for blocks, and return its number; 0 when there is no room for it."""
@@ -297,20 +316,25 @@ class Cache:
         self.misses += 1
         number = self.lane.try_post(Submission(Verb.LEASE, quantity=blocks, a=size, b=alignment))
         if number:
-            self._asked[number] = (size, alignment)
+            self._asked[number] = (size, alignment, False)
             self.lane.ring()
         return number
 
     def collect(self) -> None:
         """Take in what the daemon has granted and refused."""
         for entry in self.lane.completions():
-            size, alignment = self._asked.get(entry.request, (entry.size, 1))
+            size, alignment, granted = self._asked.get(entry.request, (entry.size, 1, True))
             if entry.answer == Answer.GRANTED:
                 self._adopt(entry, size, alignment)
-            else:
+                granted = True
+            elif not granted:
                 self._refused.add(entry.request)
-            if not entry.left:
+            if entry.left:
+                self._asked[entry.request] = (size, alignment, granted)
+            else:
                 self._asked.pop(entry.request, None)
+        if self._wake is not None and (self._cold or self._asked):
+            self._wake()
 
     def _adopt(self, entry: Completion, size: int, alignment: int) -> None:
         slot = entry.slot
@@ -327,6 +351,24 @@ class Cache:
         if kind.low <= size <= kind.high:
             self._remember(size, alignment, kind)
         self._put(Holding.cached(self._holdings, self, kind, entry), kind)
+        # The last of a batch is on top and will be leased at once: too late to be made ready.
+        if entry.left and entry.size >= _COLD_BYTES and self._wake is not None:
+            self._cold.append((entry.offset, entry.size))
+
+    def populate(self) -> None:
+        """Map in the blocks that were granted for later, off the way of those who lease. It may take milliseconds."""
+        with self._missing:
+            if not self._busy:
+                self.collect()
+        while self._cold and not self._stopped:
+            offset, size = self._cold.popleft()
+            for start in range(offset, offset + size, _POPULATE_BYTES):
+                self._holdings.populate(start, min(_POPULATE_BYTES, offset + size - start))
+
+    @property
+    def has_cold(self) -> bool:
+        """Whether `populate` has something to do."""
+        return not self._stopped and bool(self._cold or self._asked)
 
     def _put(self, holding: Holding, kind: SizeClass) -> None:
         kind.stack.append(holding)
@@ -463,24 +505,31 @@ class Cache:
             return True
         if kind is not None:
             self._states[slot] = _FREE
+        if not block.owned and not self.lane.knows(block):
+            return True  # an interrupt came before the open was posted
         self.lane.commit(Submission(Verb.RETURN if block.owned else Verb.CLOSE, slot, block.name.generation))
         return True
 
     # -- handing off
 
-    def share(self, holding: Holding, cycle: int, opens: int, ttl: float | None) -> bool:
-        """Promise a block to those who will open it; False when the daemon has to be asked by gRPC."""
+    def share(self, term: Term, opens: int, ttl: float | None) -> bool:
+        """Promise a block to those who will open it; False when the daemon has to be asked by gRPC.
+
+        Raises:
+            LeaseReleased: the lease has ended.
+        """
+        holding = term.holding
         promised = holding.promised + opens
         micros = 0 if ttl is None else max(1, round(ttl * _MICROSECONDS))
         if self._stopped or not holding.owned or promised > OPENS_MAX or micros > _TTL_MICROSECONDS_MAX:
             return False
-        # Before it is posted: whoever releases the block now must not keep it for another lease.
-        holding.shared = holding.record.shared = True
-        holding.promised = promised
-        if holding.cycle != cycle:
+        size = holding.size
+        term.pin()
+        post = Submission(Verb.SHARE, holding.slot, holding.name.generation, opens, micros, size)
+        if not self.lane.try_post(post):
             return False
-        generation = holding.name.generation
-        return bool(self.lane.try_post(Submission(Verb.SHARE, holding.slot, generation, opens, micros, holding.size)))
+        holding.promised = promised
+        return True
 
     def open(self, handle: Handle) -> Holding | None:
         """Open a shared block without asking; None when the daemon has to be asked by gRPC, which may refuse.
@@ -495,7 +544,7 @@ class Cache:
         if self._opened.get((slot, word), 0) > self._words[_SUBMISSIONS_TAKEN]:
             return None  # the daemon has not counted our last open of it yet, so it knows better
         holding = Holding.opened(self._holdings, self, handle)
-        number = self.lane.try_post(Submission(Verb.OPEN, slot, handle.generation))
+        number = self.lane.try_post(Submission(Verb.OPEN, slot, handle.generation), holding.record)
         if not number:
             self._holdings.drop(holding)
             return None
@@ -524,11 +573,15 @@ class Cache:
         """Give back what is idle, and correct what threads may have miscounted; return whether any block is cached."""
         if self._stopped:
             return False
+        if self._asked:
+            with self._missing:
+                if not self._busy:
+                    self.collect()
         for kind in list(self._classes):
             self._trim(kind, idle_seconds)
             self._words[kind.place] = len(kind.stack)
         self.lane.flush()
-        return any(kind.stack for kind in self._classes)
+        return bool(self._asked) or any(kind.stack for kind in self._classes)
 
     def _trim(self, kind: SizeClass, idle_seconds: float) -> None:
         """Give back the blocks at the bottom of a stack that were not used for so long."""

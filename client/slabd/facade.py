@@ -11,7 +11,7 @@ from slabd.errors import InvalidArgument, PoolClosed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from slabd.holding import Holding
+    from slabd.holding import Term
     from slabd.lease import Block
     from slabd.session import Session
     from slabd.settings import Settings
@@ -97,8 +97,8 @@ class PoolFace:
         return f"<slabd.{type(self).__name__} {self.address} {heap}, {state}{access}>"
 
 
-def batch_of(blocks: Iterable[Block]) -> tuple[Session, list[Holding]] | None:
-    """Return the session and the holdings of a batch of blocks, None for an empty batch.
+def batch_of(blocks: Iterable[Block]) -> tuple[Session, list[Term]] | None:
+    """Return the session and the terms of a batch of blocks, None for an empty batch.
 
     Raises:
         InvalidArgument: they belong to several pools.
@@ -109,4 +109,4 @@ def batch_of(blocks: Iterable[Block]) -> tuple[Session, list[Holding]] | None:
     session = group[0][0]
     if any(other is not session for other, _ in group):
         raise InvalidArgument("one batch has blocks of one pool, not of several")
-    return session, [holding for _, holding in group]
+    return session, [term for _, term in group]

@@ -18,7 +18,7 @@ import os
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from slabd.errors import LeaseReleased, NotMapped
 from slabd.mapping import exports, is_alive, root_of, users_of_root, view_count, view_of
@@ -81,6 +81,10 @@ class Returnable(Protocol):
         """Whether there has been a handle of it."""
 
     @property
+    def posted(self) -> bool:
+        """Whether the daemon knows of it."""
+
+    @property
     def offset(self) -> int:
         """Where it starts in the heap."""
 
@@ -98,6 +102,7 @@ class GrantedBlock:
     serial: int = 0
     kind: SizeClass | None = None
     shared: bool = False
+    posted: bool = True
     offset: int = 0
     usable_size: int = 0
 
@@ -113,7 +118,8 @@ class _Bell(weakref.ref[Any]):
 class _AnchorRef(weakref.ref[Any]):
     """The record of a block: it watches the anchor, and knows what to tell the daemon afterwards.
 
-    `kind`, `offset` and `usable_size` are what a cache needs to use it again; `shared` says that it must not.
+    `kind`, `offset` and `usable_size` are what a cache needs to use it again; `shared` says that it must not. `posted`
+    is False for an open that the daemon was not told of, so that it is not told of its end either.
     """
 
     __slots__ = (
@@ -124,6 +130,7 @@ class _AnchorRef(weakref.ref[Any]):
         "name",
         "offset",
         "owned",
+        "posted",
         "serial",
         "shared",
         "usable_size",
@@ -138,6 +145,7 @@ class _AnchorRef(weakref.ref[Any]):
     offset: int
     usable_size: int
     shared: bool
+    posted: bool
 
 
 def _nothing() -> None:
@@ -180,6 +188,11 @@ class Holdings:
         """How large the mapping is; 0 without one."""
         return 0 if self._mapping is None else len(self._mapping)
 
+    def populate(self, offset: int, size: int) -> None:
+        """Map a range in; see Mapping."""
+        if self._mapping is not None:
+            self._mapping.populate(offset, size)
+
     def __contains__(self, serial: int) -> bool:
         return serial in self._records
 
@@ -208,7 +221,7 @@ class Holdings:
         record.serial, record.name, record.owned = holding.serial, holding.name, holding.owned
         record.bell = bell
         record.holding = weakref.ref(holding)
-        record.kind, record.shared = holding.kind, False
+        record.kind, record.shared, record.posted = holding.kind, holding.shared, True
         record.offset, record.usable_size = holding.offset, holding.usable_size
         holding.record = record
         self._records[holding.serial] = record
@@ -425,20 +438,14 @@ class Holding:
         """Take a block into care that was opened without asking."""
         name = BlockName(handle.slot, handle.generation)
         usable = max(handle.usable_size, handle.size)
-        return cls(holdings, name, handle.offset, usable, handle.size, owned=False, cache=cache)
+        holding = cls(holdings, name, handle.offset, usable, handle.size, owned=False, cache=cache)
+        holding.record.posted = False
+        return holding
 
     def quietly_gone(self) -> None:
         """Let the anchor die unnoticed: it has been seen to that the block is given back."""
         self.record.bell.quiet = True
         self.root = None
-
-    def gone(self) -> Holding:
-        """Return a stand-in for a lease of this block that has ended."""
-        stand_in: Holding = object.__new__(Holding)
-        stand_in.name, stand_in.offset, stand_in.usable_size = self.name, self.offset, self.usable_size
-        stand_in.live_view = stand_in.root = stand_in._anchor = stand_in.cache = stand_in.kind = None
-        stand_in.cycle, stand_in.owned, stand_in.size = -1, self.owned, self.size
-        return stand_in
 
     def in_use(self, error: BufferError) -> BufferError:
         """Return the error for a block that cannot be let go of, in our words."""
@@ -523,6 +530,43 @@ class Holding:
             self.live_view, self._anchor = self.holdings.face(self, anchor)
         if self.kind is not None:
             self.begin_cycle(self.size)
+
+
+class Term(NamedTuple):
+    """One lease of a block, or one open: it is over when the block has gone on to another cycle."""
+
+    holding: Holding
+    cycle: int
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.holding.cycle != self.cycle or self.holding.released
+
+    def check(self) -> None:
+        """Raise LeaseReleased when it has ended."""
+        if self.over:
+            raise LeaseReleased(f"block {self.holding.name} has been released")
+
+    @property
+    def view(self) -> memoryview:
+        """Its view.
+
+        Raises:
+            LeaseReleased: it has ended.
+            NotMapped: this process has no mapping of the heap.
+        """
+        self.check()
+        return self.holding.view
+
+    def pin(self) -> None:
+        """Have the block go back to the daemon at the end of this term, because others may have it then.
+
+        Raises:
+            LeaseReleased: it has ended; perhaps somebody else here leases the block now.
+        """
+        self.holding.shared = self.holding.record.shared = True
+        self.check()
 
 
 def let_go(holdings: Iterable[Holding]) -> None:

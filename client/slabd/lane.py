@@ -17,7 +17,7 @@ import select
 import threading
 from collections import deque
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from slabd.descriptors import Descriptor
 from slabd_proto.lane import (
@@ -44,6 +44,7 @@ from slabd_proto.lane import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from slabd.holding import Returnable
     from slabd_proto.lane import Completion
 
 assert LABEL_BYTES_MAX + CALL_SITE_BYTES_MAX < PURPOSE_BYTES  # noqa: S101  # so that a record always fits
@@ -51,6 +52,12 @@ assert LABEL_BYTES_MAX + CALL_SITE_BYTES_MAX < PURPOSE_BYTES  # noqa: S101  # so
 # Pages of the usage columns are allocated this many slots at a time, before they are written to.
 _CHUNK_SLOTS: Final = 4096
 _PURPOSES_PER_PAGE: Final = mmap.PAGESIZE // PURPOSE_BYTES
+
+
+class Posted(Protocol):
+    """What wants to know that its post was made."""
+
+    posted: bool
 
 
 class LaneDescriptors(NamedTuple):
@@ -85,7 +92,7 @@ class Lane:
         self._purposes: dict[tuple[str, str], int] = {}
         self.lock = threading.RLock()
         self._posting = False
-        self._outbox: deque[tuple[Submission, int]] = deque()
+        self._outbox: deque[tuple[Submission, int, Posted | None]] = deque()
         self._posted = 0
         self._completion = 1
         self._begun = 0
@@ -116,15 +123,25 @@ class Lane:
 
     def commit(self, post: Submission, serial: int = 0) -> None:
         """Post something that has happened, at the latest when there is room for it."""
-        self._outbox.append((post, serial))
+        self._outbox.append((post, serial, None))
         self.flush()
 
-    def try_post(self, post: Submission) -> int:
-        """Post something now, and return its number; 0 when there is no room, and then nothing has happened."""
+    def knows(self, block: Returnable) -> bool:
+        """Whether the post that a block was given with has been committed."""
+        if not block.posted:
+            self.flush()
+        waiting: list[object] = [entry[2] for entry in tuple(self._outbox)]
+        return block.posted or any(each is block for each in waiting)
+
+    def try_post(self, post: Submission, block: Posted | None = None) -> int:
+        """Post something now, and return its number; 0 when there is no room, and then nothing has happened.
+
+        `block.posted` becomes true with it.
+        """
         with self.lock:
             if self._posting or not self._write_outbox() or not self._has_room():
                 return 0
-            self._outbox.append((post, 0))
+            self._outbox.append((post, 0, block))
             self._write_outbox()
             number = self._posted
         self._ring_if_needed()
@@ -157,7 +174,7 @@ class Lane:
 
     def _write_first(self) -> None:
         """Write the oldest committed post. Each step may be the last before an interrupt."""
-        post, serial = self._outbox[0]
+        post, serial, block = self._outbox[0]
         number = self._posted + 1
         start = self._layout.submissions + entry_at(number)
         if unpack_submission(number, self._memory[start : start + ENTRY_BYTES]) is None:
@@ -167,6 +184,8 @@ class Lane:
             self._memory[start : start + ENTRY_BYTES] = pack_submission(number, post)
         if serial:
             self._is_held.pop(serial, None)
+        if block is not None:
+            block.posted = True
         self._posted = number
         self._outbox.popleft()
 

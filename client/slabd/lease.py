@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from slabd import operations
 from slabd.helpers import complete
+from slabd.holding import Term
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,7 +46,7 @@ class Block:
         holding = self._holding
         if self._cycle == holding.cycle and (view := holding.live_view) is not None:
             return view
-        return self._current.view
+        return self._term.view
 
     @property
     def size(self) -> int:
@@ -70,18 +71,16 @@ class Block:
     @property
     def released(self) -> bool:
         """Whether the block has been given back."""
-        return self._current.released
+        return self._term.over
 
     @property
-    def _current(self) -> Holding:
-        """The block, as long as this lease of it lasts; then a stand-in that says that it was released."""
-        holding = self._holding
-        return holding if self._cycle == holding.cycle else holding.gone()
+    def _term(self) -> Term:
+        return Term(self._holding, self._cycle)
 
     @property
-    def inside(self) -> tuple[Session, Holding]:
+    def inside(self) -> tuple[Session, Term]:
         """For this package: what the block is made of."""
-        return self._session, self._current
+        return self._session, self._term
 
     def __len__(self) -> int:
         return self._size
@@ -113,8 +112,8 @@ class _BlockingBlock(Block):
         holding = self._holding
         if (cache := holding.cache) is not None and cache.give(holding, self._cycle):
             return
-        if not (holding := self._current).released:
-            complete(operations.release(self._session, [holding]))
+        if not self.released:
+            complete(operations.release(self._session, [self._term]))
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of `length` bytes from `offset` on, of all the rest by default. Works over TCP too.
@@ -123,10 +122,10 @@ class _BlockingBlock(Block):
             OutOfRange: that reaches past the end.
             LeaseReleased: the block has been released.
         """
-        return complete(operations.read(self._session, self._current, offset, length))
+        return complete(operations.read(self._session, self._term, offset, length))
 
     def __enter__(self) -> Self:
-        self._current.check_held()
+        self._term.check()
         return self
 
     def __exit__(
@@ -135,7 +134,7 @@ class _BlockingBlock(Block):
         holding = self._holding
         if kind is None and (cache := holding.cache) is not None and cache.give(holding, self._cycle):
             return
-        complete(operations.leave(self._session, self._current, failing=kind is not None))
+        complete(operations.leave(self._session, self._term, failing=kind is not None))
 
 
 class Ref(_BlockingBlock):
@@ -158,10 +157,9 @@ class Lease(_BlockingBlock):
 
         The block stays until they have, even when the lease is released first. A `ttl` of None is the daemon's default.
         """
-        holding = self._current
-        if (handle := operations.share_at_once(self._session, holding, self._cycle, opens, ttl)) is not None:
+        if (handle := operations.share_at_once(self._session, self._term, opens, ttl)) is not None:
             return handle
-        (handle,) = complete(operations.share(self._session, [holding], opens=opens, ttl=ttl))
+        (handle,) = complete(operations.share(self._session, [self._term], opens=opens, ttl=ttl))
         return handle
 
     def transfer(self, ttl: float | None = None) -> Handle:
@@ -170,7 +168,7 @@ class Lease(_BlockingBlock):
         Raises:
             BufferError: slices, arrays or other users of the view exist; nothing has changed.
         """
-        return complete(operations.transfer(self._session, self._current, ttl=ttl))
+        return complete(operations.transfer(self._session, self._term, ttl=ttl))
 
     def write(self, data: Any, offset: int = 0) -> int:
         """Copy a buffer of bytes into the block, and return its length. Works over TCP too.
@@ -179,4 +177,4 @@ class Lease(_BlockingBlock):
             OutOfRange: it reaches past the end; nothing was written.
             LeaseReleased: the block has been released.
         """
-        return complete(operations.write(self._session, self._current, data, offset))
+        return complete(operations.write(self._session, self._term, data, offset))

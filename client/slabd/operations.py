@@ -17,7 +17,7 @@ from slabd_proto.v1 import pool_pb2
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from slabd.holding import Returnable
+    from slabd.holding import Returnable, Term
     from slabd.session import Session
 
 _PIECE_BYTES: Final = 64 * 1024
@@ -100,14 +100,15 @@ def _settling(session: Session, repeat: Callable[[], Awaitable[list[GrantedBlock
         raise
 
 
-async def release(session: Session, group: Sequence[Holding]) -> None:
+async def release(session: Session, terms: Sequence[Term]) -> None:
     """Give blocks back: all of them, or none when one is still in use.
 
     Raises:
         BufferError: views of one of them are exported; nothing has changed.
     """
     session.check_usable()
-    group = [holding for holding in group if not holding.released]
+    ended = [term for term in terms if not term.holding.released and term.holding.end_cycle(term.cycle)]
+    group = [term.holding for term in ended]
 
     def claim(into: list[Returnable | None]) -> None:
         let_go(group)
@@ -115,81 +116,90 @@ async def release(session: Session, group: Sequence[Holding]) -> None:
 
     try:
         results = await session.returning.give_back(claim)
-    except BaseException:
+    except BaseException as error:
         for holding in group:
             holding.resign()
+            if isinstance(error, BufferError):
+                holding.undo_cycle()
         raise
     if failure := _first_error(results):
         raise failure
 
 
-async def leave(session: Session, holding: Holding, *, failing: bool) -> None:
+async def leave(session: Session, term: Term, *, failing: bool) -> None:
     """End a with-block: release, but never mask the exception that ends the block already."""
-    if session.inherited or session.ended or holding.released:
+    if session.inherited or session.ended or term.over:
         return
     try:
-        await release(session, [holding])
+        await release(session, [term])
     except BufferError:
         if not failing:
             raise
-        holding.forget()  # the block returns when its last view is gone
+        term.holding.forget()  # the block returns when its last view is gone
     except errors.SlabdError:
         if not failing:
             raise
 
 
-async def share(session: Session, group: Sequence[Holding], *, opens: Any, ttl: float | None) -> list[Handle]:
+async def share(session: Session, terms: Sequence[Term], *, opens: Any, ttl: float | None) -> list[Handle]:
     """Make a handle for each block."""
     session.check_usable()
     count, life = arguments.opens(opens), arguments.seconds(ttl, "a time to live")
-    for holding in group:
-        holding.check_held()
-    if not group:
+    for term in terms:
+        term.check()
+    if not terms:
         return []
-    _check_batch(len(group), "leases")
-    results = await _share(session, group, [_share_item(holding, count, life, transfer=False) for holding in group])
+    _check_batch(len(terms), "leases")
+    group = [term.holding for term in terms]
+    items = [_share_item(holding, count, life, transfer=False) for holding in group]
+    for term in terms:
+        term.pin()
+        term.holding.promised += count
+    results = await _share(session, group, items)
     return [Handle.from_proto(result.handle) for result in results]
 
 
-def share_at_once(session: Session, holding: Holding, cycle: int, opens: Any, ttl: float | None) -> Handle | None:
+def share_at_once(session: Session, term: Term, opens: Any, ttl: float | None) -> Handle | None:
     """Make a handle over the lane, without asking; None where there is none, or the daemon has to be asked."""
+    holding = term.holding
     cache = holding.cache
     if cache is None:
         return None
     session.check_usable()
     count, life = arguments.opens(opens), arguments.seconds(ttl, "a time to live")
-    holding.check_held()
-    if not cache.share(holding, cycle, count, life):
+    term.check()
+    size = holding.size
+    if not cache.share(term, count, life):
         return None
-    return Handle(
-        session.heap_id,
-        holding.slot,
-        holding.name.generation,
-        holding.offset,
-        holding.size,
-        transfer=False,
-        usable_size=holding.usable_size,
-    )
+    generation = holding.name.generation
+    return Handle(session.heap_id, holding.slot, generation, holding.offset, size, False, holding.usable_size)
 
 
-async def transfer(session: Session, holding: Holding, *, ttl: float | None) -> Handle:
+async def transfer(session: Session, term: Term, *, ttl: float | None) -> Handle:
     """Make a handle that carries the lease itself; the lease ends here.
 
     Raises:
         BufferError: views of the block are exported, or a forked child has one; nothing has changed.
     """
     session.check_usable()
-    holding.check_held()
+    holding = term.holding
     _check_heirs(session, holding)
     item = _share_item(holding, 1, arguments.seconds(ttl, "a time to live"), transfer=True)
-    # First the view, then the lease: the next owner writes into memory that nobody here looks at.
-    let_go([holding])
+    term.check()
+    if not holding.end_cycle(term.cycle):
+        raise errors.LeaseReleased(f"block {holding.name} has been released")
     try:
-        holding.check_untouched()
-        _check_heirs(session, holding)  # a child may have been forked before the view was gone
-        (result,) = await _share(session, [holding], [item])
+        # First the view, then the lease: the next owner writes into memory that nobody here looks at.
+        let_go([holding])
+        try:
+            holding.check_untouched()
+            _check_heirs(session, holding)  # a child may have been forked before the view was gone
+            (result,) = await _share(session, [holding], [item])
+        except BaseException:
+            session.restore([holding])
+            raise
     except BaseException:
-        session.restore([holding])
+        holding.undo_cycle()
         raise
     session.holdings.claim([holding.serial], [])
     return Handle.from_proto(result.handle)
@@ -246,12 +256,14 @@ def _first_error(results: Iterable[pool_pb2.ItemResult]) -> errors.SlabdError | 
     return next((error for result in results if (error := error_of_item(result)) is not None), None)
 
 
-async def read(session: Session, holding: Holding, offset: Any, length: Any) -> bytes:
+async def read(session: Session, term: Term, offset: Any, length: Any) -> bytes:
     """Copy bytes out of a block."""
-    holding.check_held()
-    start, count = arguments.window(offset, length, holding.size)
+    term.check()
+    holding = term.holding
     if session.mapped:
-        return bytes(_part(holding, start, count))
+        view = term.view
+        return bytes(_part(holding, view, *arguments.window(offset, length, _length(holding, view))))
+    start, count = arguments.window(offset, length, holding.size)
     session.check_usable()
     if not count:
         return b""
@@ -261,19 +273,22 @@ async def read(session: Session, holding: Holding, offset: Any, length: Any) -> 
     return b"".join(piece.data for piece in pieces)
 
 
-async def write(session: Session, holding: Holding, data: Any, offset: Any) -> int:
+async def write(session: Session, term: Term, data: Any, offset: Any) -> int:
     """Copy bytes into a block, and return how many."""
-    holding.check_held()
+    term.check()
+    holding = term.holding
     try:
         source = memoryview(data).cast("B")
     except TypeError as error:
         raise errors.InvalidType(f"the data is a contiguous buffer of bytes: {error}") from None
-    start, count = arguments.window(offset, len(source), holding.size)
     if session.mapped:
+        view = term.view
+        start, count = arguments.window(offset, len(source), _length(holding, view))
         if not holding.owned or session.read_only:
             raise errors.ReadOnly(f"block {holding.name} was opened for reading")
-        _part(holding, start, count)[:] = source
+        _part(holding, view, start, count)[:] = source
         return count
+    start, count = arguments.window(offset, len(source), holding.size)
     session.check_usable()
     if count:
         transport = session.line.transport
@@ -282,13 +297,22 @@ async def write(session: Session, holding: Holding, data: Any, offset: Any) -> i
     return count
 
 
-def _part(holding: Holding, start: int, count: int) -> memoryview:
+def _length(holding: Holding, view: memoryview) -> int:
     try:
-        return holding.view[start : start + count]
-    except errors.SlabdError:
-        raise
+        return len(view)
+    except ValueError:
+        raise _released(holding) from None
+
+
+def _part(holding: Holding, view: memoryview, start: int, count: int) -> memoryview:
+    try:
+        return view[start : start + count]
     except ValueError:  # released by another thread between two lines
-        raise errors.LeaseReleased(f"block {holding.name} has been released") from None
+        raise _released(holding) from None
+
+
+def _released(holding: Holding) -> errors.LeaseReleased:
+    return errors.LeaseReleased(f"block {holding.name} has been released")
 
 
 def _pieces(session: Session, holding: Holding, source: memoryview, start: int) -> Iterator[pool_pb2.WriteBlockRequest]:
@@ -327,7 +351,6 @@ async def _share(
     for holding in group:
         if holding.cache is not None:
             holding.cache.note_size(holding)
-        holding.shared = holding.record.shared = True
     request = pool_pb2.ShareRequest(session=session.key, sequence=session.returning.next_sequence(), items=items)
     transport = session.line.transport
     results = (await session.line.call(lambda seconds: transport.unary(SHARE, request, seconds))).results

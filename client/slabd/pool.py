@@ -44,6 +44,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
     call_sites: bool = True,
     lane: bool = True,
     cache_bytes: int | None = None,
+    prefault: bool = True,
     tls: Tls | None = None,
 ) -> Pool:
     """Connect to a daemon.
@@ -61,6 +62,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
         lane: lease, share and open through memory shared with the daemon, where it is local: a hundred times faster.
         cache_bytes: how much of what was released may be kept for the next leases; by default as much as the daemon
             allows, which takes it back when somebody needs it. 0 keeps nothing.
+        prefault: map the blocks that are kept for later into this process beforehand, in the background.
         tls: credentials for TCP.
 
     Raises:
@@ -80,6 +82,7 @@ def connect(  # noqa: PLR0913  # options, by keyword
         call_sites=call_sites,
         lane=lane,
         cache_bytes=cache_bytes,
+        prefault=prefault,
         tls=tls,
     )
     return _reopen(settings)

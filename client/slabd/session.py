@@ -62,7 +62,7 @@ class Session:
         self._ttl: Final = granted.ttl.ToTimedelta().total_seconds()
         self._attachment: Final = attachment
         self.holdings: Final = Holdings(attachment.mapping if attachment else None, transport.wake)
-        self.cache: Final = self._make_cache(attachment)
+        self.cache: Final = self._make_cache(transport, attachment)
         self.heirs: Final = Heirs()
         self.line: Final = Line(transport, settings.call_timeout, self._check_alive)
         self.returning: Final = Returning(self.key, self.line, self.holdings, self.heirs, self._hung_up)
@@ -76,7 +76,7 @@ class Session:
         _open_sessions.add(self)
         transport.start(self._keep_house, f"slabd-{granted.key.id}")
 
-    def _make_cache(self, attachment: Attachment | None) -> Cache | None:
+    def _make_cache(self, transport: Transport, attachment: Attachment | None) -> Cache | None:
         if attachment is None or attachment.lane is None:
             return None
         attachment.lane.claim_by(self.holdings.records)
@@ -85,6 +85,7 @@ class Session:
             self.holdings,
             attachment.connection.fileno(),
             0 if self.read_only else self.settings.cache_bytes,
+            transport.wake if self.settings.prefault else None,
         )
 
     @classmethod
@@ -266,6 +267,8 @@ class Session:
                 if self._is_left():
                     await self._end()
                 raise
+            if self.cache is not None and self.cache.has_cold:
+                await self._transport.do(self.cache.populate)
             # Whatever goes wrong here is met again by the next call that somebody does wait for.
             with suppress(errors.SlabdError):
                 await self.returning.drain()

@@ -32,6 +32,7 @@ class Settings:
     call_sites: bool = True
     lane: bool = True
     cache_bytes: int | None = None
+    prefault: bool = True
     tls: Tls | None = None
 
     @property

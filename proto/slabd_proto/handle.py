@@ -1,7 +1,8 @@
 """The bytes of a handle: 48 of them, fixed, little-endian, with a checksum.
 
 magic "SH" · version u8 · flags u8 (bit 0: transfer) · crc32 u32 of the rest · heap_id u64 · slot u32 · generation u32 ·
-offset u64 · requested_size u64 · size u64 (the block's, 0 when not known). Its text form is base64url of the same bytes. Pure.
+offset u64 · requested_size u64 · size u64 (the block's, 0 when not known). Its text form is base64url of the same
+bytes. Pure.
 """
 
 from __future__ import annotations

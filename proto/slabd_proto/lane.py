@@ -68,7 +68,9 @@ class Word(IntEnum):
     DROPPED_BYTES = 56  # by the client: recalled blocks that it has found gone, in all and ever
     DROPPED_BLOCKS = 57
     CLASS_SIZES = 64  # by the client, CLASSES words: the size of the blocks of a class
-    CLASS_COUNTS = 192  # by the client, CLASSES words: how many of them are cached, those recalled and not yet dropped included
+    CLASS_COUNTS = (
+        192  # by the client, CLASSES words: how many of them are cached, those recalled and not yet dropped included
+    )
 
 
 ENDED: Final = (1 << 62) + 1
@@ -94,7 +96,7 @@ class Verb(IntEnum):
 
 
 class Answer(IntEnum):
-    """What the daemon completes a LEASE with."""
+    """What the daemon completes a LEASE with: blocks, and a refusal when there are fewer than were asked for."""
 
     GRANTED = 1
     REFUSED = 2
@@ -130,7 +132,8 @@ class Submission(NamedTuple):
 class Completion(NamedTuple):
     """An entry of the completion ring: one granted block of the LEASE numbered `request`, or its refusal.
 
-    `left` more entries follow for the same request. Requests of `min_size` to `size` bytes get a block of this size.
+    With `left` above 0 there will be another for the same request. Requests of `min_size` to `size` bytes get a block
+    of this size.
     """
 
     answer: int

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Final
 
 from slabd_server.core.errors import CoreError, UnknownSession
 from slabd_server.core.records import EndCause, PressureEvent, SessionEndedEvent, SessionId
+from slabd_server.preparing import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from slabd_server.core.engine import Engine
+    from slabd_server.core.errors import OutOfMemory
     from slabd_server.core.records import (
         Block,
         Effects,
         Ended,
         Event,
         Notice,
+        Preparation,
         SessionKey,
         Ticket,
         Waiting,
@@ -98,6 +101,8 @@ class Dispatcher:
         self._idle: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._workers = Workers()
+        self._stopped = False
         self.on_ended: Callable[[SessionId], None] = lambda _session: None
         self.before_close: Callable[[SessionId], None] = lambda _session: None
         self.on_dismissed: Callable[[SessionId], None] = lambda _session: None
@@ -109,6 +114,8 @@ class Dispatcher:
             asker = self._askers.pop(woken.ticket, None)
             if asker is not None:
                 self._wake(asker, woken.outcome)
+        for preparation in effects.preparations:
+            self._prepare(preparation)
         for notice in effects.notices:
             self._tell(notice)
         for ended in effects.ended:
@@ -142,6 +149,18 @@ class Dispatcher:
         with contextlib.suppress(UnknownSession):  # ended meanwhile, and its blocks with it
             refs = [block.ref for block in blocks]
             self.perform(self.engine.release(asker.key, refs, now=self.now()).effects)
+
+    def _prepare(self, preparation: Preparation) -> None:
+        """Have blocks prepared in a thread, and go on when they are; when the daemon stops meanwhile, never."""
+        memory = self.engine.heaps[preparation.heap].books.preparer.memory
+
+        def done(work: asyncio.Future[OutOfMemory | None]) -> None:
+            if not work.cancelled() and not self._stopped:
+                outcome = self.engine.prepared(preparation.heap, preparation.ticket, work.result(), now=self.now())
+                self.perform(outcome.effects)
+
+        work = self._loop.run_in_executor(self._workers.pool, self._workers.prepare, memory, preparation)
+        work.add_done_callback(done)
 
     def _tell(self, notice: Notice) -> None:
         if notice.session is not None:
@@ -282,7 +301,9 @@ class Dispatcher:
         self.perform(self.engine.tick(now=self.now()).effects)
 
     def stop(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, and wait until no thread touches a heap any more."""
+        self._stopped = True
+        self._workers.stop()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -9,6 +9,7 @@ Reads /proc and /sys/fs/cgroup (below `root`, for tests); never writes, never fa
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -51,7 +52,8 @@ def headroom(root: Path = Path("/")) -> Headroom:
 class Allowance:
     """What may be taken piece by piece. Asking for the headroom costs 0.2 ms, so not every page asks anew.
 
-    An answer is good for a sixteenth of what it says, and for ALLOWED_SECONDS, while others may take memory too.
+    An answer is good for a sixteenth of what it says, and for ALLOWED_SECONDS, while others may take memory too. Threads
+    take turns.
     """
 
     ALLOWED_SECONDS: Final = 0.1
@@ -62,19 +64,21 @@ class Allowance:
         self._clock = clock
         self._left = 0
         self._until = 0.0
+        self._turn = threading.Lock()
 
     def take(self, size: int) -> Headroom | None:
         """Take `size` bytes; return None, or the limit that they would not fit, and then nothing is taken."""
-        now = self._clock()
-        if size > self._left or now >= self._until:
-            room = self._ask()
-            if size > room.available_bytes:
-                self._left = 0
-                return room
-            self._left = max(size, room.available_bytes // self.ALLOWED_PART)
-            self._until = now + self.ALLOWED_SECONDS
-        self._left -= size
-        return None
+        with self._turn:
+            now = self._clock()
+            if size > self._left or now >= self._until:
+                room = self._ask()
+                if size > room.available_bytes:
+                    self._left = 0
+                    return room
+                self._left = max(size, room.available_bytes // self.ALLOWED_PART)
+                self._until = now + self.ALLOWED_SECONDS
+            self._left -= size
+            return None
 
 
 def _machine(root: Path) -> Iterator[Headroom]:

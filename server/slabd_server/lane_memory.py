@@ -178,10 +178,19 @@ class LaneSegment:
         self._submission += 1
 
     @property
+    def completed(self) -> int:
+        """The number of the last completion."""
+        return self._completion - 1
+
+    @property
+    def completions_taken(self) -> int:
+        """How many completions the client says it has taken; not more than there were, whatever it has written."""
+        return min(self._words[Word.COMPLETIONS_TAKEN], self.completed)
+
+    @property
     def room(self) -> int:
-        """How many completions there is room for; not below 0, whatever the client has written."""
-        pending = self._completion - 1 - self._words[Word.COMPLETIONS_TAKEN]
-        return RING - pending if 0 <= pending <= RING else 0
+        """How many completions there is room for."""
+        return max(0, RING - (self.completed - self.completions_taken))
 
     def complete(self, entry: Completion) -> None:
         """Write a completion. The caller knows that there is room."""

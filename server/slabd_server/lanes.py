@@ -21,7 +21,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from slabd_proto.lane import ENDED, RING, SLOTS_MAX, Answer, Completion, State, Verb
@@ -30,13 +31,14 @@ from slabd_server.core.errors import CoreError, LedgerFull, NoSuchSession
 from slabd_server.core.posts import LaneViolation
 from slabd_server.core.purposes import Purpose
 from slabd_server.core.records import BlockRef, BlockState, LeaseItem, SessionState, ShareItem, SlotId
+from slabd_server.core.tallies import count_up
 from slabd_server.lane_memory import LaneSegment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from slabd_proto.lane import Submission
-    from slabd_server.core.records import SessionId
+    from slabd_server.core.records import Block, SessionId
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
     from slabd_server.core.stats import LeaseInfo
@@ -49,6 +51,10 @@ _QUIET_TICKS: Final = 4
 _RECALL_PART: Final = 64
 _MICROSECONDS: Final = 1e6
 _CACHED: Final = bytes([State.CACHED])
+_IN_USE: Final = bytes([State.IN_USE])
+
+# As the metrics call them.
+_VERBS: Final = {verb.value: verb.name.lower() for verb in Verb}
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +74,24 @@ class Lane:
     quiet: int = 0
     broken: bool = False
     reading: bool = False
+    granted: deque[tuple[int, int, int]] = field(default_factory=deque)
+
+    def untaken(self) -> list[tuple[int, int, int]]:
+        """Return the completions that the client has not taken from the ring: number, slot and size."""
+        taken = self.segment.completions_taken
+        while self.granted and self.granted[0][0] <= taken:
+            self.granted.popleft()
+        return list(self.granted)
 
     def close(self) -> None:
         """Give it up."""
         self.segment.close()
         os.close(self.doorbell)
         os.close(self.bell)
+
+
+class _NotYet(Exception):
+    """A post has to be done later."""
 
 
 class Lanes:
@@ -89,10 +107,12 @@ class Lanes:
         self._active: dict[SessionId, Lane] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._settling = False
+        self._later: set[SessionId] = set()
         self.submissions = 0
         self._engine.reclaim_by(self)
         for served in self._engine.heaps.values():
             served.books.told = self._told
+            served.books.tallies.lane_operations |= dict.fromkeys(_VERBS.values(), 0)
         dispatcher.after_performing = self.settle
         dispatcher.on_dismissed = self.dismiss
 
@@ -158,12 +178,19 @@ class Lanes:
         self._perform(self._lanes.values())
         for lane in self._lanes.values():
             session = self._engine.sessions.find(lane.session)
-            if session is not None:
-                session.books.claim(session, *lane.segment.cached())
+            if session is not None and session.state is SessionState.ACTIVE:
+                session.books.claim(session, *self._cached(lane))
+
+    def _cached(self, lane: Lane) -> tuple[int, int]:
+        """Return how many bytes, in how many blocks, a client does not use: what it says, and what it has not taken."""
+        cached_bytes, cached_blocks = lane.segment.cached()
+        untaken = lane.untaken()
+        return cached_bytes + sum(size for _, _, size in untaken), cached_blocks + len(untaken)
 
     def _rung(self, lane: Lane) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(lane.doorbell)
+        self._engine.heaps[lane.heap].books.tallies.lane_doorbells += 1
         lane.segment.set_polling(polling=True)
         lane.quiet = 0
         self._active[lane.session] = lane
@@ -172,10 +199,18 @@ class Lanes:
 
     def _perform(self, lanes: Iterable[Lane]) -> bool:
         """Do what was posted in these lanes, and what follows from it; return whether there was anything."""
-        done = {lane.heap for lane in tuple(lanes) if self._drain(lane)}
+        done = {lane.heap for lane in tuple(lanes) if self._drain_whole(lane)}
         for heap in done:
             self._dispatcher.perform(self._engine.serve(heap, now=self._dispatcher.now()).effects)
         return bool(done)
+
+    def _drain_whole(self, lane: Lane) -> int:
+        """Do what was posted in a lane, and in those that had to wait for it."""
+        count = self._drain(lane)
+        while self._later and not self._settling:
+            waiting = self._lanes.get(self._later.pop())
+            count += self._drain(waiting) if waiting is not None else 0
+        return count
 
     def _drain(self, lane: Lane) -> int:
         """Do what was posted in a lane, as far as there is memory to note it; return how many submissions it was.
@@ -189,26 +224,28 @@ class Lanes:
             return 0
         if session.state is not SessionState.ACTIVE:
             self._engine.finish_chores(now=self._dispatcher.now())
-        count = answered = 0
+        count = 0
         lane.reading = True
         try:
             while count < RING and (entry := lane.segment.next_submission()) is not None:
-                answered += self._do(session, lane, entry)
+                self._do(session, lane, entry)
                 lane.segment.took()
                 count += 1
         except LedgerFull as error:
             log.error("cannot read the lane of session %d any further for now: %s", lane.session, error)  # noqa: TRY400 - no defect of ours
         except LaneViolation as error:
             self._end(lane, str(error))
+        except _NotYet:
+            self._later.add(lane.session)
         finally:
             lane.reading = False
-        if answered:
-            self._ring(lane)
         self.submissions += count
         return count
 
-    def _do(self, session: Session, lane: Lane, entry: Submission) -> bool:
-        """Do what was posted; return whether it was answered."""
+    def _do(self, session: Session, lane: Lane, entry: Submission) -> None:
+        """Do what was posted."""
+        if (name := _VERBS.get(entry.verb)) is not None:
+            count_up(session.books.tallies.lane_operations, name)
         ref, now, sequence = BlockRef(SlotId(entry.slot), entry.generation), self._dispatcher.now(), lane.segment.taken
         if entry.verb == Verb.RETURN:
             self._posts.give_back(session, ref, sequence=sequence, now=now)
@@ -223,48 +260,63 @@ class Lanes:
             self._posts.close(session, ref, sequence=sequence)
         elif entry.verb == Verb.LEASE:
             self._lease(session, lane, entry)
-            return True
         else:
             raise LaneViolation(f"it posts an unknown verb, {entry.verb}")
-        return False
 
     def _open(self, session: Session, lane: Lane, ref: BlockRef, sequence: int) -> None:
         """Note an open. The handle for it was posted before, but perhaps in a lane that was not read since.
 
-        It cannot be that two lanes wait for each other: who made a handle did so before anybody opened it.
+        That two lanes wait for each other for ever cannot be: who made a handle did so before anybody opened it. But
+        the handle may lie behind the very post for which this lane is read; then this lane has to wait.
         """
         try:
             self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
         except LaneViolation:
-            for other in tuple(self._lanes.values()):
-                if other.heap == lane.heap:
-                    self._drain(other)
-            self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
+            others = [each for each in tuple(self._lanes.values()) if each.heap == lane.heap and each is not lane]
+            nested = any(each.reading for each in others)
+            for other in others:
+                self._drain(other)
+            try:
+                self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
+            except LaneViolation:
+                if nested:  # the handle may have been posted behind what is being read there
+                    raise _NotYet from None
+                raise
 
     def _lease(self, session: Session, lane: Lane, entry: Submission) -> None:
-        segment, number = lane.segment, lane.segment.taken + 1
-        room = segment.room
-        if not room:
+        """Grant a block and wake the client, which wants no more for now; then grant the others that it asked for."""
+        segment, number, now = lane.segment, lane.segment.taken + 1, self._dispatcher.now()
+        wanted = min(max(entry.quantity, 1), segment.room)
+        if not wanted:
             raise LaneViolation("it asks for blocks and does not read the answers")
         item = LeaseItem(entry.a, entry.b)
         try:
             low, _ = session.books.allocator.usable_size(item.size, item.alignment)
-            blocks = self._posts.lease(
-                session, item, min(max(entry.quantity, 1), room), sequence=number, now=self._dispatcher.now()
-            )
+            block: Block | None = self._posts.lease(session, item, sequence=number, now=now)
         except CoreError:
-            segment.complete(Completion(Answer.REFUSED, number))
-            return
-        slots = self._tables[lane.heap].slots
-        for block in [block for block in blocks if block.ref.slot >= slots]:
-            self._posts.give_back(session, block.ref, sequence=number, now=self._dispatcher.now())
-        within = [block for block in blocks if block.ref.slot < slots]
-        if not within:
-            segment.complete(Completion(Answer.REFUSED, number))
-        for left, block in zip(range(len(within) - 1, -1, -1), within, strict=True):
+            block, low = None, 0
+        first = True
+        while wanted and block is not None:
+            if block.ref.slot >= self._tables[lane.heap].slots:
+                self._posts.give_back(session, block.ref, sequence=number, now=now)
+                break
+            wanted -= 1
+            if len(lane.granted) >= RING:
+                lane.untaken()
             segment.complete(
-                Completion(Answer.GRANTED, number, left, *block.ref, offset=block.offset, size=block.size, min_size=low)
+                Completion(
+                    Answer.GRANTED, number, wanted, *block.ref, offset=block.offset, size=block.size, min_size=low
+                )
             )
+            lane.granted.append((segment.completed, block.ref.slot, block.size))
+            if first:
+                self._ring(lane)
+                self._dispatcher.answered(lane.session, now)
+                first = False
+            block = self._posts.lease_more(session, item, sequence=number, now=now) if wanted else None
+        if wanted:
+            segment.complete(Completion(Answer.REFUSED, number))
+            self._ring(lane)
 
     def _ring(self, lane: Lane) -> None:
         with contextlib.suppress(BlockingIOError):  # it has not read the last 2**64 - 2 of them
@@ -342,13 +394,18 @@ class Lanes:
         if any(self._tables[name].watched for name, slots in closing.items() if slots):
             barrier()
             lanes = [lane for lane in tuple(self._lanes.values()) if closing[lane.heap]]
-            for lane in lanes:
-                self._drain(lane)
+            self._drain_all(lanes)
             if any(not lane.broken and self._unread(lane) for lane in lanes):
                 self._loop.call_later(_TICK_SECONDS, self.settle)
                 return False
         self._dispatcher.perform(self._engine.sweep(closing, now=self._dispatcher.now()).effects)
         return True
+
+    def _drain_all(self, lanes: list[Lane]) -> None:
+        """Do what was posted in these lanes, those included that wait for each other."""
+        for _ in range(len(lanes) + 1):
+            if not sum(self._drain(lane) for lane in lanes):
+                return
 
     def _unread(self, lane: Lane) -> bool:
         session = self._engine.sessions.find(lane.session)
@@ -370,8 +427,7 @@ class Lanes:
         if books.closing and lanes:
             closing = tuple(books.closing)
             barrier()
-            for lane in lanes:
-                self._drain(lane)
+            self._drain_all(lanes)
             if not any(self._unread(lane) for lane in lanes):
                 books.sweep(closing)
         missing = max(wanted_bytes, books.total_bytes // _RECALL_PART) - (books.allocator.available_bytes - before)
@@ -381,7 +437,7 @@ class Lanes:
 
     def _recall(self, lanes: list[Lane], wanted_bytes: int) -> None:
         """Take cached blocks back until there are enough: of those clients first that have most."""
-        having = [(lane.segment.cached()[0], lane) for lane in lanes if not lane.broken]
+        having = [(self._cached(lane)[0], lane) for lane in lanes if not lane.broken]
         chosen = [lane for cached, lane in sorted(having, key=lambda each: -each[0]) if cached]
         sessions = [(lane, self._engine.sessions.find(lane.session)) for lane in chosen]
         active = [(lane, each) for lane, each in sessions if each and each.state is SessionState.ACTIVE]
@@ -399,7 +455,7 @@ class Lanes:
 
     def _take(self, lane: Lane, session: Session, wanted_bytes: int) -> int:
         states = lane.segment.states(session.books.ledger.high_water)
-        freed = 0
+        freed = self._take_untaken(lane, session, states, wanted_bytes)
         slot = states.find(_CACHED)
         while slot >= 0 and freed < wanted_bytes:
             ref = self._posts.may_be_cached(session, slot)
@@ -409,6 +465,17 @@ class Lanes:
                 lane.segment.recalled_blocks += 1
                 freed += size
             slot = states.find(_CACHED, slot + 1)
+        return freed
+
+    def _take_untaken(self, lane: Lane, session: Session, states: bytes, wanted_bytes: int) -> int:
+        """Take back what was granted and is still in the ring; what the client does not use cannot be IN_USE."""
+        freed = 0
+        for _, slot, size in lane.untaken():
+            ref = self._posts.may_be_cached(session, slot) if states[slot : slot + 1] != _IN_USE else None
+            if ref is not None and freed < wanted_bytes:
+                freed += self._posts.recall(session, ref, now=self._dispatcher.now())
+                lane.segment.recalled_bytes += size
+                lane.segment.recalled_blocks += 1
         return freed
 
     # -- asking

@@ -19,6 +19,7 @@ Must not know of sessions, blocks or sockets.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
+
+    from slabd_server.headroom import Headroom
 
 HugePages = Literal["off", "transparent", "2MiB"]
 
@@ -56,9 +59,6 @@ _PAGE_BACKINGS: Final[dict[HugePages, str]] = {
     "2MiB": "2MiB huge pages",
 }
 _NO_MEMORY: Final = frozenset({errno.ENOSPC, errno.ENOMEM})
-
-
-_ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 class SegmentError(StartError):
@@ -126,18 +126,19 @@ class HeapSegment:
 
     # -- core.memory.Memory
 
+    def afford(self, offset: int, size: int) -> None:  # noqa: ARG002 -- what is missing is known by its size only
+        """Ask the limits whether these pages could be had."""
+        room = headroom()
+        if self._missing(size) > room.available_bytes:
+            raise _none_left(size, room)
+
     def commit(self, offset: int, size: int) -> None:
-        """Allocate pages that may have been given back; see `core.memory`.
+        """Allocate pages that may have been given back; see `core.memory`. Any thread may call it.
 
         Allocating past a limit would not fail but call the OOM killer, so the limits are asked first.
         """
-        # Which pages are missing cannot be asked (lseek takes those that were never written for holes), how many can.
-        missing = min(size, self.size - self.resident_bytes())
-        if (room := self._allowance.take(missing)) is not None:
-            raise OutOfMemory(
-                f"the system has no memory for {size} bytes that were given back to it: "
-                f"{room.available_bytes} are available ({room.limit})"
-            )
+        if (room := self._allowance.take(self._missing(size))) is not None:
+            raise _none_left(size, room)
         try:
             os.posix_fallocate(self._fd, offset, size)
         except OSError as error:
@@ -152,11 +153,17 @@ class HeapSegment:
         self._mapping.madvise(mmap.MADV_REMOVE, offset, size)
 
     def clear(self, offset: int, size: int) -> None:
-        """Write zeros."""
-        end = offset + size
-        for start in range(offset, end, len(_ZEROS)):
-            piece = min(len(_ZEROS), end - start)
-            self._view[start : start + piece] = _ZEROS[:piece]
+        """Write zeros. Any thread may call it, and the others go on meanwhile: memset(3) is called without the GIL."""
+        if size:
+            first = ctypes.c_char.from_buffer(self._view, offset)  # which keeps the mapping, as long as it is there
+            ctypes.memset(ctypes.addressof(first), 0, size)
+
+    def _missing(self, size: int) -> int:
+        """Return how many of so many bytes may have to be allocated.
+
+        Which pages are missing cannot be asked (lseek takes those that were never written for holes), how many can.
+        """
+        return min(size, self.size - self.resident_bytes())
 
     def read_only_fd(self) -> int:
         """Open a new descriptor for a client that may only read; the caller closes it."""
@@ -314,6 +321,13 @@ def make_memfd(name: str, *, huge: bool = False) -> int:
         fd = os.memfd_create(name, flags)
     os.fchmod(fd, 0o400)
     return fd
+
+
+def _none_left(size: int, room: Headroom) -> OutOfMemory:
+    return OutOfMemory(
+        f"the system has no memory for {size} bytes that were given back to it: "
+        f"{room.available_bytes} are available ({room.limit})"
+    )
 
 
 def _populate(fd: int, mapping: mmap.mmap, *, prefault: bool, huge_pages: HugePages) -> None:

@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
-import textwrap
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually
+from tests.fixtures.daemons import DaemonProcess, eventually
+from tests.fixtures.programs import living, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-def program(daemon: DaemonProcess, tmp_path: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a program that uses `slabd` and gets the daemon's address as its first argument."""
-    path = tmp_path / "program.py"
-    path.write_text("import gc, os, signal, sys, threading, time\nimport slabd\n" + textwrap.dedent(text))
-    return subprocess.Popen(
-        [sys.executable, str(path), daemon.address, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-
-
-@contextlib.contextmanager
-def living(daemon: DaemonProcess, tmp_path: Path, text: str) -> Iterator[IO[str]]:
-    """Run such a program that does not end by itself, and give what it prints; afterwards it must still be alive."""
-    client = program(daemon, tmp_path, text)
-    try:
-        assert client.stdout is not None
-        yield client.stdout
-        assert client.poll() is None
-    finally:
-        client.kill()
-        client.communicate()
-
-
-def run(daemon: DaemonProcess, tmp_path: Path, text: str, *arguments: str) -> str:
-    """Run such a program to its end and return what it printed."""
-    with program(daemon, tmp_path, text, *arguments) as process:
-        out, err = process.communicate(timeout=3 * PATIENCE_SECONDS)
-    assert process.returncode == 0, err
-    return out.strip()
 
 
 def test_forking_while_other_threads_lease(daemon: DaemonProcess, tmp_path: Path) -> None:

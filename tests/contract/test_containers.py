@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+from slabd.ctl.parser import build_parser
+from slabd_server.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -64,6 +68,18 @@ def test_the_image_is_made_of_files_that_reach_it() -> None:
     }
     assert copied == admitted
     assert all((ROOT / source).exists() for source in copied)
+
+
+def test_what_the_image_runs_can_be_run() -> None:
+    """Its command and its health check, and the command of the composition."""
+    lists = {
+        name: json.loads(text) for name, text in re.findall(r"^ *(ENTRYPOINT|CMD) (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    }
+    (health,) = re.findall(r"^ +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    build_parser().parse_args(json.loads(health)[1:])
+    for command in (lists["CMD"], SERVICES["slabd"]["command"]):
+        assert (*lists["ENTRYPOINT"], command[0]) == ("slabd", "serve")
+        assert load_config(command[1:], {}).runtime_dir == Path("/run/slabd")
 
 
 @every_service

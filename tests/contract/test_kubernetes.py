@@ -14,6 +14,7 @@ import pytest
 import yaml
 from deploy.kubernetes.generate import MADE, rendered
 
+from slabd.ctl.parser import build_parser
 from slabd_server.config import load_config
 from slabd_server.units import parse_size
 
@@ -108,6 +109,14 @@ def test_the_configuration_goes_with_the_pod() -> None:
     assert {container[f"{probe}Probe"]["grpc"]["port"] for probe in ("startup", "readiness")} == {ports["health"]}
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {str(config.runtime_dir), "/etc/slabd"}
     assert config.drain_seconds < pod["terminationGracePeriodSeconds"]
+
+
+def test_what_the_pod_runs_can_be_run() -> None:
+    """The daemon, and what is done before it is stopped, for which there is time."""
+    (container,) = pod_of_the_daemon()["containers"]
+    assert container["args"] == ["serve", "--config", "/etc/slabd/slabd.toml"]
+    drain = build_parser().parse_args(container["lifecycle"]["preStop"]["exec"]["command"][1:])
+    assert drain.timeout + configured().drain_seconds < pod_of_the_daemon()["terminationGracePeriodSeconds"]
 
 
 def test_over_tcp_there_is_nothing_but_health() -> None:

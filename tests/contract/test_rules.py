@@ -18,7 +18,14 @@ RECORDED = {
 
 
 @needs_prometheus
-@pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("check", "rules", "slabd.rules.yml")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "config", "prometheus.compose.yml"),
+        ("check", "rules", "slabd.rules.yml"),
+    ],
+)
 def test_promtool_finds_nothing(arguments: tuple[str, ...]) -> None:
     """In the configuration and in the rules."""
     status, said = promtool(*arguments, cwd=DEPLOY / "prometheus")

@@ -26,6 +26,9 @@ class Pages:
         self.exists = [True] * PAGES
         self.broke = False
 
+    def afford(self, offset: int, size: int) -> None:
+        """Nothing is known before it is tried."""
+
     def commit(self, offset: int, size: int) -> None:
         """Make pages exist."""
         pages = range(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)

@@ -35,6 +35,9 @@ class Memory:
         self.holes: set[int] = set()
         self.broke = False
 
+    def afford(self, offset: int, size: int) -> None:
+        """Nothing is known before it is tried."""
+
     def commit(self, offset: int, size: int) -> None:
         """Make pages exist."""
         pages = set(range(offset >> PAGE_SHIFT, offset + size >> PAGE_SHIFT))

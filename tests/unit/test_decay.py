@@ -28,6 +28,9 @@ class Recorder(FixedMemory):
         self.committed: list[tuple[int, int]] = []
         self.broke = False
 
+    def afford(self, offset: int, size: int) -> None:
+        """Nothing is known before it is tried."""
+
     def commit(self, offset: int, size: int) -> None:
         """Remember, or refuse."""
         if self.broke:

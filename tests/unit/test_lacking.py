@@ -18,6 +18,9 @@ class Scarce:
         self.left = left
         self.there = bytearray(b"\1") * PAGES
 
+    def afford(self, offset: int, size: int) -> None:
+        """Nothing is known before it is tried."""
+
     def commit(self, offset: int, size: int) -> None:
         """Make pages exist, all or none."""
         first, behind = offset // PAGE, (offset + size) // PAGE

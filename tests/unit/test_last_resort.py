@@ -254,6 +254,9 @@ class Broke:
         self.broke = True
         self.given = list[tuple[int, int]]()
 
+    def afford(self, offset: int, size: int) -> None:
+        """Nothing is known before it is tried."""
+
     def commit(self, offset: int, size: int) -> None:
         """Refuse, or not."""
         if self.broke:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from tests.fixtures.engines import UID, make_heap
 from tests.fixtures.registries import full_registry
 
 from slabd_server.core.engine import Engine
-from slabd_server.core.figures import LaneFigures, figures
+from slabd_server.core.figures import figures
 from slabd_server.core.histogram import Histogram
 from slabd_server.core.records import Access, LeaseItem, Peer, SessionKey
 from slabd_server.metrics.heaps import HeapCollector
@@ -24,6 +23,8 @@ from slabd_server.metrics.table import exported_name, labels_of, markdown_table
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from slabd_server.core.served import ServedHeap
 
 LABELS = {
     *("heap", "state", "size_class", "direction", "reason", "cause", "result", "op", "level", "version"),
@@ -107,22 +108,26 @@ async def test_serving_ends_with_draining() -> None:
 
 def test_lanes_are_exported_when_they_are_counted() -> None:
     """And not before: a constant zero would look like a lane that nobody uses."""
-    heap = figures(make_heap(), 0.0)
-    lane = LaneFigures(operations={"share": 3}, doorbells=2, cache_hits=9, cache_misses=1, cached_blocks={64: 5, 0: 1})
-    names = []
-    for each in (heap, dataclasses.replace(heap, lane=lane)):
-        snapshot = Snapshot((each,), Histogram((1.0,)).copy(), serving=True, seconds=0.0)
-        collector = HeapCollector(lambda snapshot=snapshot: snapshot, {})  # type: ignore[misc]
-        names.append({family.name: family for family in collector.collect()})
-    without, with_lane = names
+    heap = make_heap()
+    without = collected(heap)
+    tallies = heap.books.tallies
+    tallies.lane_operations, tallies.lane_doorbells = {"share": 3}, 2
+    tallies.cache_hits, tallies.cache_misses, tallies.cached_class_blocks = 9, 1, {64: 5, 0: 1}
+    with_lane = collected(heap)
     assert set(with_lane) - set(without) == {
         *("slabd_class_cached_blocks", "slabd_lane_operations", "slabd_lane_doorbells"),
         *("slabd_cache_hits", "slabd_cache_misses"),
     }
     operations = {sample.labels["op"]: sample.value for sample in with_lane["slabd_lane_operations"].samples}
-    assert operations == {"return": 0, "share": 3, "open": 0, "close": 0}
+    assert operations == {"lease": 0, "return": 0, "resize": 0, "share": 3, "open": 0, "close": 0}
     cached = {s.labels["size_class"]: s.value for s in with_lane["slabd_class_cached_blocks"].samples}
     assert cached == {"64": 5, "large": 1}
+
+
+def collected(heap: ServedHeap) -> dict[str, Metric]:
+    """Return the families of a snapshot of one heap."""
+    snapshot = Snapshot((figures(heap, 0.0),), Histogram((1.0,)).copy(), serving=True, seconds=0.0)
+    return {family.name: family for family in HeapCollector(lambda: snapshot, {}).collect()}
 
 
 async def test_the_loops_lag_is_looked_at() -> None:

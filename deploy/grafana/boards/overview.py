@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.grafana.boards import thresholds
+from deploy.grafana.boards.lane import LANE
 from deploy.grafana.boards.layout import Dashboard, Row
 from deploy.grafana.boards.panels import graph, heatmap, limit, stat
 from deploy.grafana.boards.queries import Query, heat, instant, quantiles, states
@@ -271,5 +272,5 @@ OVERVIEW: Final = Dashboard(
     uid="slabd-overview",
     title="slabd / Overview",
     description="Is it up, is there memory, are leases quick, does anything go wrong.",
-    rows=[GLANCE, MEMORY, LEASES, CALLS, PROCESS],
+    rows=[GLANCE, MEMORY, LEASES, LANE, CALLS, PROCESS],
 )

@@ -27,6 +27,7 @@ COLOURS: Final[Mapping[str, str]] = {
     "slab_free": "light-green",
     "size": "text",
     "released": "green",
+    "recalled": "light-blue",
     "transferred": "purple",
     "session_closed": "blue",
     "client_died": "red",

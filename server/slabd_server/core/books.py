@@ -276,9 +276,7 @@ class Books:
             raise
         return placed
 
-    def disown(
-        self, account: Account, slot: SlotId, *, sequence: int, cause: str, record: Record | None = None
-    ) -> int:
+    def disown(self, account: Account, slot: SlotId, *, sequence: int, cause: str, record: Record | None = None) -> int:
         """End a session's lease of a block it owns; return how many bytes became free by it.
 
         `record` is the block's, for who has it at hand.
@@ -452,6 +450,7 @@ class Books:
 
         Until the last step the states lag behind, as `check` knows. The steps may be left undone when the session ends.
         """
+        self.claim(account, 0, 0)
         self._quarantined.add(account.id)
         self._lagging.add(account.id)
         return self._restate_all(account)

@@ -183,11 +183,12 @@ class Engine:
         return self._leasing.lease(self._heap_of(session), request, timeout=timeout, now=now)
 
     def abandon(self, heap: str, ticket: Ticket, *, now: float) -> Done:
-        """Take a request out of the queue because nobody waits for its answer any more."""
-        served = self.heap_named(heap)
-        if served.waiters.remove(ticket) is None:
-            return Done()
-        return Done(self._leasing.serve(served, now=now))
+        """Forget a request because nobody waits for its answer any more, in the queue or while it is prepared."""
+        return Done(self._leasing.abandon(self.heap_named(heap), ticket, now=now))
+
+    def prepared(self, heap: str, ticket: Ticket, error: OutOfMemory | None, *, now: float) -> Done:
+        """Note that the blocks for a request have been prepared (`Effects.preparations`), or why they cannot be."""
+        return Done(self._leasing.prepared(self.heap_named(heap), ticket, error, now=now))
 
     def release(self, key: SessionKey, refs: Sequence[BlockRef], *, now: float, sequence: int = 0) -> Itemised[None]:
         """End leases that this session owns. The batch is itemised.

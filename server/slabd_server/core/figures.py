@@ -1,7 +1,6 @@
 """What Prometheus is told of a heap: more than operators ask for, and all of it at a cost that never grows with use.
 
-`figures` copies, in one synchronous step, so that everything in it belongs to the same moment. What does not exist (a
-lane, for a heap that has none) is None and not a zero.
+`figures` copies, in one synchronous step, so that everything in it belongs to the same moment.
 """
 
 from __future__ import annotations
@@ -33,22 +32,8 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaneFigures:
-    """What went over a heap's lanes since the daemon started. `operations` counts drained entries by their kind.
-
-    Hits and misses are the clients' own counts, out of the lanes' headers; `cached_blocks` is by size class.
-    """
-
-    operations: Mapping[str, int]
-    doorbells: int
-    cache_hits: int
-    cache_misses: int
-    cached_blocks: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HeapFigures:
-    """One heap at one moment. `lane` is None while nothing of it is counted."""
+    """One heap at one moment. What is None is not counted, which is not the same as 0."""
 
     stats: HeapStats
     classes: tuple[ClassFigures, ...]
@@ -60,7 +45,11 @@ class HeapFigures:
     wait_seconds: Observed
     hold_seconds: Observed
     reclaim_seconds: Observed
-    lane: LaneFigures | None = None
+    lane_operations: Mapping[str, int] | None
+    lane_doorbells: int | None
+    cache_hits: int | None
+    cache_misses: int | None
+    cached_class_blocks: Mapping[int, int] | None
 
 
 def figures(served: ServedHeap, now: float) -> HeapFigures:
@@ -79,6 +68,11 @@ def figures(served: ServedHeap, now: float) -> HeapFigures:
         wait_seconds=tallies.wait_seconds.copy(),
         hold_seconds=tallies.hold_seconds.copy(),
         reclaim_seconds=tallies.reclaim_seconds.copy(),
+        lane_operations=dict(tallies.lane_operations) or None,
+        lane_doorbells=tallies.lane_doorbells if tallies.lane_operations else None,
+        cache_hits=tallies.cache_hits,
+        cache_misses=tallies.cache_misses,
+        cached_class_blocks=None if tallies.cached_class_blocks is None else dict(tallies.cached_class_blocks),
     )
 
 

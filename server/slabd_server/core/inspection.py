@@ -165,6 +165,7 @@ def _check_served(engine: Engine, served: ServedHeap) -> int:
     blocks = books.check()
     served.shares.check()
     served.waiters.check()
+    served.jobs.check(books)
     mine = [session for session in engine.sessions if session.books is books]
     for session in mine:
         session.check()
@@ -209,7 +210,7 @@ def _check_sessions(served: ServedHeap, mine: Sequence[Session]) -> None:
 
 def _check_waits(served: ServedHeap, session: Session) -> None:
     for ticket in session.tickets:
-        if ticket not in served.waiters:
+        if ticket not in served.waiters and not served.jobs.want(ticket, session):
             raise InvariantBroken(f"session {session.id} has ticket {ticket}, which does not wait")
 
 

@@ -25,14 +25,27 @@ from slabd_server.core.errors import (
     WaitTimeout,
 )
 from slabd_server.core.in_the_way import who_holds
+from slabd_server.core.preparing import Unprepared
 from slabd_server.core.reclaim import NoReclaimer
-from slabd_server.core.records import Block, Effects, Leased, Notice, PressureEvent, Ticket, Waiting, Woken
+from slabd_server.core.records import (
+    Block,
+    Effects,
+    Leased,
+    Notice,
+    Preparation,
+    PressureEvent,
+    Ticket,
+    Waiting,
+    Woken,
+    merged,
+)
 from slabd_server.core.tallies import count_up, rejected_as
 from slabd_server.core.waiters import Waiter
 
 if TYPE_CHECKING:
     from slabd_server.core.chores import Chores
     from slabd_server.core.errors import CoreError
+    from slabd_server.core.preparing import Job, Reservation
     from slabd_server.core.reclaim import Reclaimer
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -71,6 +84,9 @@ class Leasing:
                 if timeout <= 0 and (blocks := self._grant_at_last(served, request, now)) is not None:
                     return Leased(blocks)
                 return self._enqueue(served, request, timeout=timeout, now=now)
+        except Unprepared as unprepared:
+            ticket = Ticket(next(self._tickets))
+            return Waiting(ticket, _prepare(served, ticket, request, unprepared.reservation))
         except NoMemory as error:
             count_up(served.books.tallies.rejections, rejected_as(error))
             raise
@@ -145,16 +161,38 @@ class Leasing:
 
     def serve(self, served: ServedHeap, *, now: float) -> Effects:
         """Grant what can be granted to those who wait, in their order."""
-        woken = []
+        effects: list[Effects] = []
         while (head := served.waiters.head) is not None:
             try:
-                blocks = _grant(served, head.request, now)
+                effects.append(Effects((Woken(head.ticket, _grant(served, head.request, now)),)))
             except NoMemory:
                 break
+            except Unprepared as unprepared:
+                served.waiters.remove(head.ticket)
+                effects.append(_prepare(served, head.ticket, head.request, unprepared.reservation))
             served.waiters.remove(head.ticket)
             served.books.tallies.wait_seconds.observe(now - head.since)
-            woken.append(Woken(head.ticket, blocks))
-        return Effects(tuple(woken))
+        return merged(*effects)
+
+    def prepared(self, served: ServedHeap, ticket: Ticket, error: OutOfMemory | None, *, now: float) -> Effects:
+        """Grant blocks that have been prepared, if they are still wanted; if not, or after an error, free them."""
+        job, wanted = served.jobs.end(ticket)
+        served.books.resume(job.reservation)
+        woken: tuple[Woken, ...] = ()
+        if error is None and wanted:
+            woken = (Woken(ticket, _entered(served, job, now)),)
+        else:
+            served.books.take_back(job.reservation, prepared=error is None)
+            if wanted and error is not None:
+                count_up(served.books.tallies.rejections, rejected_as(error))
+                woken = (Woken(ticket, error),)
+        return merged(Effects(woken), self.serve(served, now=now))
+
+    def abandon(self, served: ServedHeap, ticket: Ticket, *, now: float) -> Effects:
+        """Let nobody wait for a request any more, whether it is in the queue or its blocks are being prepared."""
+        if served.jobs.disclaim(ticket) or served.waiters.remove(ticket) is None:
+            return Effects()
+        return self.serve(served, now=now)
 
     def refuse(self, served: ServedHeap, session: Session, why: str) -> Effects:
         """Take a session's requests out of the queue, because it can no longer be talked to."""
@@ -172,36 +210,40 @@ class Leasing:
 
     def expire(self, now: float) -> Effects:
         """Refuse requests whose timeout has passed, when not even what is on its way back would have served them."""
-        woken: list[Woken] = []
+        effects: list[Effects] = []
         for heap, ticket in tuple(self.deadlines.due(now)):
             served = self._heaps[heap]
             waiter = served.waiters.find(ticket)
             if self._chores or (waiter is not None and waiter.impatient):
                 self._chores.finish(now)
-                woken += self.serve(served, now=now).woken
+                effects.append(self.serve(served, now=now))
             if ticket in served.waiters and served.books.allocator.searching:
                 self.deadlines.set(now, (heap, ticket))
             elif (waiter := served.waiters.find(ticket)) is not None:
-                woken.append(Woken(ticket, self._last_word(served, waiter, now)))
+                effects.append(self._last_word(served, waiter, now))
                 served.waiters.remove(ticket)
                 served.books.tallies.wait_seconds.observe(now - waiter.since)
-        return Effects(tuple(woken))
+        return merged(*effects)
 
-    def _last_word(self, served: ServedHeap, waiter: Waiter, now: float) -> tuple[Block, ...] | CoreError:
+    def _last_word(self, served: ServedHeap, waiter: Waiter, now: float) -> Effects:
         """Answer a request whose time is over, and which is to leave the queue."""
         rejections = served.books.tallies.rejections
         if not waiter.impatient:
             count_up(rejections, "timeout")
-            return self._timeout(served, waiter, now)
+            return Effects((Woken(waiter.ticket, self._timeout(served, waiter, now)),))
         try:
             if (head := served.waiters.head) is not None and head is not waiter:
                 raise OutOfMemory(
                     f"asked {waiter.wanted_bytes} bytes; an earlier request waits for {head.wanted_bytes}"
                 )
-            return _grant(served, waiter.request, now)
+            return Effects((Woken(waiter.ticket, _grant(served, waiter.request, now)),))
+        except Unprepared as unprepared:
+            served.waiters.remove(waiter.ticket)
+            return _prepare(served, waiter.ticket, waiter.request, unprepared.reservation)
         except NoMemory as error:
             count_up(rejections, rejected_as(error))
-            return type(error)(f"{error}; {who_holds(served.books, now)}")
+            refusal = type(error)(f"{error}; {who_holds(served.books, now)}")
+            return Effects((Woken(waiter.ticket, refusal),))
 
     def _timeout(self, served: ServedHeap, waiter: Waiter, now: float) -> WaitTimeout:
         return WaitTimeout(
@@ -217,12 +259,39 @@ class Leasing:
 
 def _grant(served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...]:
     session = request.session
-    blocks = served.books.grant(session, request.items, request.purpose, sequence=request.sequence, now=now)
+    reservation = served.books.reserve(session, request.items)
+    if not reservation.is_ready:
+        raise Unprepared(reservation)
+    return _enter(served, request, reservation, now)
+
+
+def _enter(served: ServedHeap, request: LeaseRequest, reservation: Reservation, now: float) -> tuple[Block, ...]:
+    session = request.session
+    blocks = served.books.enter(
+        session, request.items, reservation, request.purpose, sequence=request.sequence, now=now
+    )
     session.remember(request.sequence, request.fingerprint, Leased(blocks))
     return blocks
 
 
+def _entered(served: ServedHeap, job: Job, now: float) -> tuple[Block, ...] | NoMemory:
+    try:
+        return _enter(served, job.request, job.reservation, now)
+    except NoMemory as error:
+        count_up(served.books.tallies.rejections, rejected_as(error))
+        return error
+
+
+def _prepare(served: ServedHeap, ticket: Ticket, request: LeaseRequest, reservation: Reservation) -> Effects:
+    """Set blocks aside for a request until they are prepared; whoever performs this calls `Leasing.prepared`."""
+    served.books.set_aside(reservation)
+    served.jobs.add(ticket, request, reservation)
+    preparation = Preparation(ticket, served.books.name, reservation.commits, reservation.clears)
+    return Effects(preparations=(preparation,))
+
+
 def _refused(served: ServedHeap, tickets: tuple[Ticket, ...], error: CoreError) -> Effects:
     for ticket in tickets:
-        served.waiters.remove(ticket)
+        if not served.jobs.disclaim(ticket):
+            served.waiters.remove(ticket)
     return Effects(tuple(Woken(ticket, error) for ticket in tickets))

@@ -40,8 +40,8 @@ class Posts:
         self._heaps = heaps
         self.draining = False
 
-    def lease(self, session: Session, item: LeaseItem, count: int, *, sequence: int, now: float) -> list[Block]:
-        """Grant up to `count` blocks, at least one; who waits for memory comes first.
+    def lease(self, session: Session, item: LeaseItem, *, sequence: int, now: float) -> Block:
+        """Grant a block; who waits for memory comes first.
 
         Raises:
             NoMemory, Draining, InvalidSize, InvalidAlignment: none can be had now; nothing has changed.
@@ -54,16 +54,20 @@ class Posts:
             raise Draining("the daemon drains and grants no new lease")
         if served.waiters:
             raise OutOfMemory(f"{len(served.waiters)} earlier requests wait")
-        tallies = served.books.tallies
-        blocks = [*_grant(session, item, sequence, now)]
-        tallies.lease_requests += 1
-        tallies.request_sizes.observe(item.size)
-        while len(blocks) < count and served.books.allocator.available_bytes * _SPARE >= served.books.total_bytes:
-            try:
-                blocks += _grant(session, item, sequence, now)
-            except NoMemory:
-                break
-        return blocks
+        block = _grant(session, item, sequence, now)
+        served.books.tallies.lease_requests += 1
+        served.books.tallies.request_sizes.observe(item.size)
+        return block
+
+    def lease_more(self, session: Session, item: LeaseItem, *, sequence: int, now: float) -> Block | None:
+        """Grant one more block like the last one, for later; None when there is not plenty."""
+        books = session.books
+        if books.allocator.available_bytes * _SPARE < books.total_bytes:
+            return None
+        try:
+            return _grant(session, item, sequence, now)
+        except NoMemory:
+            return None
 
     def give_back(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> None:
         """End a lease. One that has been recalled meanwhile is no error.
@@ -101,6 +105,9 @@ class Posts:
             LaneViolation: it cannot be promised.
         """
         self.resize(session, item.ref, requested_size)
+        record = session.books.ledger.get(item.ref.slot)
+        if record.kind is not Kind.BLOCK or record.generation != item.ref.generation:
+            return  # returned by another thread a moment before
         try:
             self._served(session).shares.share(session, item, sequence=sequence, now=now)
         except CoreError as error:
@@ -151,5 +158,6 @@ class Posts:
         return self._heaps[session.books.name]
 
 
-def _grant(session: Session, item: LeaseItem, sequence: int, now: float) -> tuple[Block, ...]:
-    return session.books.grant(session, [item], NO_PURPOSE, sequence=sequence, now=now, flags=Flag.LANE)
+def _grant(session: Session, item: LeaseItem, sequence: int, now: float) -> Block:
+    (block,) = session.books.grant(session, [item], NO_PURPOSE, sequence=sequence, now=now, flags=Flag.LANE)
+    return block

@@ -20,18 +20,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.records import Range
 from slabd_server.core.sizes import MAX_SLAB_PAGES, PAGE
 
 if TYPE_CHECKING:
+    from slabd_server.core.books import Books
     from slabd_server.core.heap import Extent
     from slabd_server.core.memory import Memory
     from slabd_server.core.records import Ticket
+    from slabd_server.core.sessions import Session
     from slabd_server.core.waiters import LeaseRequest
 
 # A millisecond or two.
 AT_ONCE: Final = 4 << 20
-# Never put off: what a slab takes is granted to others before a step is over.
+# Pages that are never put off: what a slab takes is granted to others too, at once.
 _SHORT: Final = MAX_SLAB_PAGES * PAGE
 
 
@@ -87,7 +90,7 @@ class Preparer:
 
     def commit(self, offset: int, size: int) -> None:
         """Let pages exist, at once or later. See Memory for when that is refused."""
-        if self._is_short(size):
+        if self._is_short(size) or size <= _SHORT:
             self.memory.commit(offset, size)
         else:
             self.memory.afford(offset, size)
@@ -105,7 +108,7 @@ class Preparer:
         self.memory.give_back(offset, size)
 
     def _is_short(self, size: int) -> bool:
-        if size > max(self._left, _SHORT):
+        if size > self._left:
             return False
         self._left -= size
         return True
@@ -132,6 +135,20 @@ class Jobs:
         request.session.tickets[ticket] = None
         if request.sequence:
             request.session.in_flight[request.sequence] = ticket
+
+    def want(self, ticket: Ticket, session: Session) -> bool:
+        """Tell whether a ticket is this session's, which waits for blocks that are being prepared."""
+        job = self.by_ticket.get(ticket)
+        return job is not None and job.wanted and job.request.session is session
+
+    def check(self, books: Books) -> None:
+        """Raise InvariantBroken when the jobs contradict the books or their sessions."""
+        size = sum(job.reservation.size for job in self.by_ticket.values())
+        if size != books.prepared_bytes:
+            raise InvariantBroken(f"{size} bytes are being prepared, {books.prepared_bytes} are counted")
+        for ticket, job in self.by_ticket.items():
+            if job.wanted != (ticket in job.request.session.tickets):
+                raise InvariantBroken(f"ticket {ticket} is prepared, session {job.request.session.id} disagrees")
 
     def disclaim(self, ticket: Ticket) -> bool:
         """Note that nobody waits for a job's blocks any more; tell whether there is such a job."""

@@ -38,6 +38,12 @@ class Tallies:
         self.wait_seconds = Histogram(SECONDS)
         self.hold_seconds = Histogram(HOLD_SECONDS)
         self.reclaim_seconds = Histogram(SECONDS)
+        # Of lanes and caches: empty or None as long as nobody counts them.
+        self.lane_operations: dict[str, int] = {}
+        self.lane_doorbells = 0
+        self.cache_hits: int | None = None
+        self.cache_misses: int | None = None
+        self.cached_class_blocks: dict[int, int] | None = None
 
     def count_grant(self, size: int) -> None:
         """Count a granted block under its size, or as one of no class: few keys, whatever sizes there are."""

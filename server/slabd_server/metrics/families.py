@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.figures import LaneFigures
 from slabd_server.core.records import EndCause
 from slabd_server.core.tallies import NO_CLASS
 
@@ -21,21 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class One:
-    """A metric with one value for each heap."""
+    """A metric with one value for each heap, or None for one where it is not counted."""
 
     name: str
     help: str
-    value: Callable[[HeapFigures], float]
+    value: Callable[[HeapFigures], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """A metric with a value for each heap and each value of `label`; those in `known` are always there."""
+    """A metric with a value for each heap and each value of `label`: those in `known`, and what else there is."""
 
     name: str
     help: str
     label: str
-    values: Callable[[HeapFigures], Mapping[str, float]]
+    values: Callable[[HeapFigures], Mapping[str, float] | None]
     known: tuple[str, ...] = ()
 
 
@@ -53,15 +52,14 @@ def class_name(size: int) -> str:
     return "large" if size == NO_CLASS else str(size)
 
 
-def _lane(heap: HeapFigures) -> LaneFigures:
-    return heap.lane or _NO_LANE
+def _class_named(by_size: Mapping[int, int] | None) -> Mapping[str, float] | None:
+    return None if by_size is None else {class_name(size): number for size, number in by_size.items()}
 
 
 def _by_class(value: Callable[[ClassFigures], float]) -> Callable[[HeapFigures], Mapping[str, float]]:
     return lambda f: {class_name(each.size): value(each) for each in f.classes}
 
 
-_NO_LANE: Final = LaneFigures(operations={}, doorbells=0, cache_hits=0, cache_misses=0, cached_blocks={})
 _REASONS: Final = ("no_memory", "fragmented", "too_large", "queue_full", "timeout", "draining")
 _SESSION_CAUSES: Final = tuple(cause.value for cause in EndCause)
 
@@ -113,6 +111,12 @@ GAUGES: Final = (
         "size_class",
         _by_class(lambda c: c.used_blocks),
     ),
+    Many(
+        "slabd_class_cached_blocks",
+        "Granted blocks that lie idle in clients' caches, by size class.",
+        "size_class",
+        lambda f: _class_named(f.cached_class_blocks),
+    ),
     Many("slabd_class_slabs", "Slabs by size class.", "size_class", _by_class(lambda c: c.slabs)),
     One("slabd_leases", "Leases held.", lambda f: f.stats.leases),
     One("slabd_waiters", "Requests that wait for memory.", lambda f: f.stats.waiters),
@@ -154,17 +158,27 @@ COUNTERS: Final = (
         "Leases that ended.",
         "cause",
         lambda f: f.stats.leases_ended,
-        ("released", "transferred", *_SESSION_CAUSES),
+        ("released", "recalled", "transferred", *_SESSION_CAUSES),
     ),
     Many(
         "slabd_reclaimed_bytes",
         "Bytes that became free when a lease or a session ended.",
         "cause",
         lambda f: f.stats.reclaimed_bytes,
-        ("released", *_SESSION_CAUSES),
+        ("released", "recalled", *_SESSION_CAUSES),
     ),
     One("slabd_sessions_started", "Sessions opened.", lambda f: f.stats.sessions_started),
     Many("slabd_sessions_ended", "Sessions that ended.", "cause", lambda f: f.stats.sessions_ended, _SESSION_CAUSES),
+    Many(
+        "slabd_lane_operations",
+        "Entries read from lanes, by what they say.",
+        "op",
+        lambda f: f.lane_operations,
+        ("lease", "return", "resize", "share", "open", "close"),
+    ),
+    One("slabd_lane_doorbells", "Times that clients rang for their lanes.", lambda f: f.lane_doorbells),
+    One("slabd_cache_hits", "Leases served from clients' own caches, by their count.", lambda f: f.cache_hits),
+    One("slabd_cache_misses", "Leases that clients' own caches could not serve.", lambda f: f.cache_misses),
     One("slabd_shares", "Handles made.", lambda f: f.stats.shares),
     Many(
         "slabd_opens",
@@ -177,34 +191,6 @@ COUNTERS: Final = (
         "Handles that expired before all their opens had come.",
         lambda f: f.stats.handles_expired,
     ),
-)
-
-# Of heaps whose lanes are counted: see LaneFigures.
-LANE_GAUGES: Final = (
-    Many(
-        "slabd_class_cached_blocks",
-        "Granted blocks that lie idle in clients' caches, by size class.",
-        "size_class",
-        lambda f: {class_name(size): number for size, number in _lane(f).cached_blocks.items()},
-    ),
-)
-LANE_COUNTERS: Final = (
-    Many(
-        "slabd_lane_operations",
-        "Entries drained from lanes.",
-        "op",
-        lambda f: _lane(f).operations,
-        ("return", "share", "open", "close"),
-    ),
-    One(
-        "slabd_lane_doorbells",
-        "Times a client rang because its lane had to be looked at.",
-        lambda f: _lane(f).doorbells,
-    ),
-    One(
-        "slabd_cache_hits", "Leases served from a client's own cache, as clients count.", lambda f: _lane(f).cache_hits
-    ),
-    One("slabd_cache_misses", "Leases that a client's cache could not serve.", lambda f: _lane(f).cache_misses),
 )
 
 HISTOGRAMS: Final = (

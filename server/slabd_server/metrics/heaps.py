@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from slabd_server.metrics.daemon import families as daemon_families
-from slabd_server.metrics.families import COUNTERS, GAUGES, HISTOGRAMS, LANE_COUNTERS, LANE_GAUGES, Many, One
+from slabd_server.metrics.families import COUNTERS, GAUGES, HISTOGRAMS, Many, One
 from slabd_server.metrics.snapshot import buckets
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ class HeapCollector(Collector):
         yield self._resident()
         yield from _filled(CounterMetricFamily, COUNTERS, snapshot.heaps)
         yield from _histograms(snapshot.heaps)
-        if with_lanes := tuple(heap for heap in snapshot.heaps if heap.lane is not None):
-            yield from _filled(GaugeMetricFamily, LANE_GAUGES, with_lanes)
-            yield from _filled(CounterMetricFamily, LANE_COUNTERS, with_lanes)
         yield from daemon_families(snapshot)
 
     def _resident(self) -> Metric:
@@ -59,12 +56,21 @@ def _filled(
         labels = ["heap"] if isinstance(each, One) else ["heap", each.label]
         family = make(each.name, each.help, labels=labels)
         for heap in heaps:
-            if isinstance(each, One):
-                family.add_metric([heap.stats.name], each.value(heap))
-                continue
-            for key, number in {**dict.fromkeys(each.known, 0), **each.values(heap)}.items():
-                family.add_metric([heap.stats.name, key], number)
-        yield family
+            for key, number in _values(each, heap):
+                family.add_metric([heap.stats.name, *key], number)
+        if family.samples:
+            yield family
+
+
+def _values(each: One | Many, heap: HeapFigures) -> Iterable[tuple[tuple[str, ...], float]]:
+    """Return what there is to say of a heap, by the labels after its own; nothing if that is not counted."""
+    if isinstance(each, One):
+        value = each.value(heap)
+        return () if value is None else (((), value),)
+    values = each.values(heap)
+    if values is None:
+        return ()
+    return (((key,), number) for key, number in {**dict.fromkeys(each.known, 0), **values}.items())
 
 
 def _histograms(heaps: tuple[HeapFigures, ...]) -> Iterator[Metric]:
