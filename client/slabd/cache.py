@@ -32,7 +32,7 @@ from slabd import arguments
 from slabd.bell import Bell
 from slabd.holding import Holding
 from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW
-from slabd_proto.lane import ENDED, Answer, State, Submission, Verb, Word, open_word
+from slabd_proto.lane import ENDED, Answer, State, Submission, Verb, Word, may_stay, open_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +154,7 @@ class Cache:
         words, generations = self._words, self._generations
         while type(size) is int:
             try:
-                kind = self._by_size[size] if alignment is _ONE else self._by_aligned[size, alignment]
+                kind = self._by_size[size] if alignment is _ONE else self._aligned(size, alignment)
                 stack = kind.stack
                 holding = stack.pop()
             except (KeyError, IndexError):
@@ -181,6 +181,11 @@ class Cache:
             holding.live_view = holding.root[:size]  # type: ignore[index]  # what is cached has a root
             return holding
         return None
+
+    def _aligned(self, size: int, alignment: int) -> SizeClass:
+        if type(alignment) is not int:  # 4096.0 is the same key, and no alignment
+            raise KeyError(alignment)
+        return self._by_aligned[size, alignment]
 
     def get(
         self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
@@ -325,7 +330,7 @@ class Cache:
         for entry in self.lane.completions():
             size, alignment, granted = self._asked.get(entry.request, (entry.size, 1, True))
             if entry.answer == Answer.GRANTED:
-                self._adopt(entry, size, alignment)
+                self._adopt(entry, size, alignment, spare=granted)
                 granted = True
             elif not granted:
                 self._refused.add(entry.request)
@@ -336,18 +341,15 @@ class Cache:
         if self._wake is not None and (self._cold or self._asked):
             self._wake()
 
-    def _adopt(self, entry: Completion, size: int, alignment: int) -> None:
+    def _adopt(self, entry: Completion, size: int, alignment: int, *, spare: bool) -> None:
+        """Put a granted block on its stack, unless it is a spare one for which there is no room."""
         slot = entry.slot
-        if not self.lane.reach(slot):  # no memory for its usage
+        kind = self._class_for(entry.min_size, entry.size, alignment)
+        if kind is None or (spare and len(kind.stack) >= kind.cap) or not self.lane.reach(slot):
             self.lane.commit(Submission(Verb.RETURN, slot, entry.generation))
             return
         self._states[slot] = _CACHED
         self._since[slot] = monotonic()
-        kind = self._class_for(entry.min_size, entry.size, alignment)
-        if kind is None:
-            self._states[slot] = _FREE
-            self.lane.commit(Submission(Verb.RETURN, slot, entry.generation))
-            return
         if kind.low <= size <= kind.high:
             self._remember(size, alignment, kind)
         self._put(Holding.cached(self._holdings, self, kind, entry), kind)
@@ -437,6 +439,13 @@ class Cache:
         kind.cap += min(wanted, max(spare, 0) // kind.high)
         return max(1, min(kind.batch, kind.cap))
 
+    def _may_keep_more(self, kind: SizeClass) -> bool:
+        """Let a class keep one more block, if all together keep within the limit."""
+        if sum(each.cap * each.high for each in self._classes) + kind.high > self._limit:
+            return False
+        kind.cap += 1
+        return True
+
     def _take_room_from_idle(self, wanting: SizeClass) -> None:
         """Let other classes keep no more than they have in their stacks, and give back what is idle."""
         for kind in list(self._classes):
@@ -475,7 +484,11 @@ class Cache:
             self._give_back(holding)
         elif holding.views.value != _ROOT:
             holding.root = None  # another thread has made a slice at the last moment: the anchor's death will do it
-        elif (kind := holding.kind) is not None and not holding.shared and len(stack := kind.stack) < kind.cap:
+        elif (
+            (kind := holding.kind) is not None
+            and not holding.shared
+            and (len(stack := kind.stack) < kind.cap or self._may_keep_more(kind))
+        ):
             self._states[holding.slot] = _CACHED
             stack.append(holding)
             self._words[kind.place] = len(stack)
@@ -551,7 +564,7 @@ class Cache:
         if len(self._opened) >= _OPENED_KEPT:
             self._opened.clear()
         self._opened[slot, word] = number
-        if self._generations[slot] != word or self._words[_ATTENTION] == ENDED:
+        if not may_stay(self._generations[slot], handle.generation) or self._words[_ATTENTION] == ENDED:
             holding.live_view = None
             self._give_back(holding)
             return None
@@ -613,6 +626,8 @@ class Cache:
         self._by_size.clear()
         self._by_aligned.clear()
         for kind in list(self._classes):
+            for holding in list(kind.stack):
+                holding.quietly_gone()
             kind.stack.clear()
 
     def has_forked(self, last: int | None) -> None:

@@ -17,7 +17,9 @@ damaged. So plain stores in any order are enough on any memory model. Each side 
 and the other writes no further than RING past that.
 
 **Generations.** Beside the lanes every heap has one table, written by the daemon, read by all: a word for each ledger
-slot, `open_word(generation)` while the block may be opened by its handle, one more when its gate is closed.
+slot. Its gate is open (`open_word`) while the block may be opened by a handle; shut (`shut_word`) when no promised open
+is left, perhaps because the one who asks has just been counted; closed (`closed_word`) when the block is on its way to
+be free, or free. Who opens a block wants an open gate before it posts that, and one that is not closed afterwards.
 
 **Attention.** One word tells the client to look up. It is even in peace. It is odd while the daemon takes cached blocks
 back, and another even number afterwards; ENDED, which is odd too, once the session can do nothing any more. A client
@@ -238,14 +240,28 @@ def entry_at(number: int) -> int:
     return (number - 1) % RING * ENTRY_BYTES
 
 
+_SHUT: Final = 1
+_CLOSED: Final = 2
+
+
 def open_word(generation: int) -> int:
     """Return a slot's word in the table of generations while its block may be opened."""
-    return generation << 1
+    return generation << 2
+
+
+def shut_word(generation: int) -> int:
+    """Return a slot's word while no promised open of its block is left."""
+    return generation << 2 | _SHUT
 
 
 def closed_word(generation: int) -> int:
-    """Return a slot's word once its block may not be opened any more."""
-    return generation << 1 | 1
+    """Return a slot's word once its block is on its way to be free, or free."""
+    return generation << 2 | _CLOSED
+
+
+def may_stay(found: int, generation: int) -> bool:
+    """Whether a slot's word, read after an open was posted, says that the open has succeeded."""
+    return found & ~_SHUT == generation << 2
 
 
 _SIZE_BITS: Final = 48

@@ -52,8 +52,8 @@ def headroom(root: Path = Path("/")) -> Headroom:
 class Allowance:
     """What may be taken piece by piece. Asking for the headroom costs 0.2 ms, so not every page asks anew.
 
-    An answer is good for a sixteenth of what it says, and for ALLOWED_SECONDS, while others may take memory too. Threads
-    take turns.
+    An answer is good for a sixteenth of what it says, and for ALLOWED_SECONDS, while others may take memory too.
+    Threads take turns.
     """
 
     ALLOWED_SECONDS: Final = 0.1

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from slabd_proto.lane import (
     CLASSES,
+    ENDED,
     ENTRY_BYTES,
     HEADER_BYTES,
     PURPOSE_BYTES,
@@ -33,6 +34,7 @@ from slabd_proto.lane import (
     open_word,
     pack_completion,
     pack_header,
+    shut_word,
     unpack_detail,
     unpack_purpose,
     unpack_submission,
@@ -103,6 +105,11 @@ class GenerationTable:
         else:
             self._reached = reached
 
+    def shut(self, slot: int, generation: int) -> None:
+        """See `core.gates.Gates`."""
+        if slot < self.slots:
+            self._words[slot] = shut_word(generation)
+
     def close(self, slot: int, generation: int) -> None:
         """See `core.gates.Gates`."""
         if slot < self.slots:
@@ -135,6 +142,7 @@ class LaneSegment:
         self._words = memoryview(mapping)[:HEADER_BYTES].cast("Q")
         self.recalled_bytes = 0
         self.recalled_blocks = 0
+        self._attention = 0
         self._submission = 1
         self._completion = 1
 
@@ -202,14 +210,17 @@ class LaneSegment:
         """Tell the client whether it has to wake the daemon."""
         self._words[Word.POLLING] = int(polling)
 
-    @property
-    def attention(self) -> int:
-        """What the client is told to look up for; see `slabd_proto.lane`."""
-        return self._words[Word.ATTENTION]
+    def begin_recall(self) -> None:
+        """Let the client wait before it uses what it takes out of its cache; see `slabd_proto.lane`."""
+        self._attention += 1
+        self._words[Word.ATTENTION] = self._attention
 
-    @attention.setter
-    def attention(self, value: int) -> None:
-        self._words[Word.ATTENTION] = value
+    end_recall = begin_recall
+
+    def dismiss(self) -> None:
+        """Tell the client that its session can do nothing any more."""
+        self._attention = ENDED
+        self._words[Word.ATTENTION] = ENDED
 
     # -- what the client says
 

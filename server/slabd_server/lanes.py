@@ -21,11 +21,12 @@ import asyncio
 import contextlib
 import logging
 import os
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from slabd_proto.lane import ENDED, RING, SLOTS_MAX, Answer, Completion, State, Verb
+from slabd_proto.lane import RING, SLOTS_MAX, Answer, Completion, State, Verb
 from slabd_server.barrier import barrier
 from slabd_server.core.errors import CoreError, LedgerFull, NoSuchSession
 from slabd_server.core.posts import LaneViolation
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from slabd_proto.lane import Submission
+    from slabd_server.core.heap import Heap
     from slabd_server.core.records import Block, SessionId
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from slabd_server.dispatch import Dispatcher
     from slabd_server.lane_memory import GenerationTable
 
+_LEAST_KEPT: Final = 4096
 _TICK_SECONDS: Final = 0.005
 _QUIET_TICKS: Final = 4
 # A block's share of the heap below which a recall is not worth its barrier: more is taken at once.
@@ -107,6 +110,7 @@ class Lanes:
         self._active: dict[SessionId, Lane] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._settling = False
+        self._least: dict[tuple[Heap, int, int], int] = {}
         self._later: set[SessionId] = set()
         self.submissions = 0
         self._engine.reclaim_by(self)
@@ -156,7 +160,7 @@ class Lanes:
         """Tell a client through its lane that its session can do nothing any more."""
         lane = self._lanes.get(session)
         if lane is not None:
-            lane.segment.attention = ENDED
+            lane.segment.dismiss()
 
     def close(self) -> None:
         """Give up all lanes."""
@@ -229,6 +233,7 @@ class Lanes:
         try:
             while count < RING and (entry := lane.segment.next_submission()) is not None:
                 self._do(session, lane, entry)
+                count_up(session.books.tallies.lane_operations, _VERBS[Verb(entry.verb)])
                 lane.segment.took()
                 count += 1
         except LedgerFull as error:
@@ -244,8 +249,6 @@ class Lanes:
 
     def _do(self, session: Session, lane: Lane, entry: Submission) -> None:
         """Do what was posted."""
-        if (name := _VERBS.get(entry.verb)) is not None:
-            count_up(session.books.tallies.lane_operations, name)
         ref, now, sequence = BlockRef(SlotId(entry.slot), entry.generation), self._dispatcher.now(), lane.segment.taken
         if entry.verb == Verb.RETURN:
             self._posts.give_back(session, ref, sequence=sequence, now=now)
@@ -291,7 +294,7 @@ class Lanes:
             raise LaneViolation("it asks for blocks and does not read the answers")
         item = LeaseItem(entry.a, entry.b)
         try:
-            low, _ = session.books.allocator.usable_size(item.size, item.alignment)
+            low = self._least_size(session.books.allocator, item)
             block: Block | None = self._posts.lease(session, item, sequence=number, now=now)
         except CoreError:
             block, low = None, 0
@@ -317,6 +320,21 @@ class Lanes:
         if wanted:
             segment.complete(Completion(Answer.REFUSED, number))
             self._ring(lane)
+
+    def _least_size(self, heap: Heap, item: LeaseItem) -> int:
+        """Return the smallest size that gets the same block as this one.
+
+        Raises:
+            InvalidSize, InvalidAlignment: it gets none.
+        """
+        _, high = heap.usable_size(item.size, item.alignment)
+        key = (heap, high, item.alignment)
+        if key not in self._least:
+            if len(self._least) >= _LEAST_KEPT:
+                self._least.clear()
+            sizes = range(1, item.size + 1)
+            self._least[key] = 1 + bisect_left(sizes, high, key=lambda size: heap.usable_size(size, item.alignment)[1])
+        return self._least[key]
 
     def _ring(self, lane: Lane) -> None:
         with contextlib.suppress(BlockingIOError):  # it has not read the last 2**64 - 2 of them
@@ -444,14 +462,14 @@ class Lanes:
         if not active:
             return
         for lane, _ in active:
-            lane.segment.attention += 1
+            lane.segment.begin_recall()
         barrier()
         for lane, session in active:
             if wanted_bytes > 0:
                 wanted_bytes -= self._take(lane, session, wanted_bytes)
         barrier()
         for lane, _ in active:
-            lane.segment.attention += 1
+            lane.segment.end_recall()
 
     def _take(self, lane: Lane, session: Session, wanted_bytes: int) -> int:
         states = lane.segment.states(session.books.ledger.high_water)

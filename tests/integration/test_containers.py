@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.fixtures.daemons import PATIENCE_SECONDS, eventually
+from tests.fixtures.namespaces import can_unshare
 
 from slabd_proto.v1 import admin_pb2, admin_pb2_grpc, pool_pb2, pool_pb2_grpc
 
@@ -26,9 +25,7 @@ LOAD = DEPLOY / "samples" / "load.py"
 # What a container has of its own, but for its files, its network, which the tests use, and its users.
 OWN = ("--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--ipc", "--uts")
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare, to make namespaces"
-)
+pytestmark = pytest.mark.skipif(not can_unshare(*OWN), reason="needs to make namespaces, as root may")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.fixtures.namespaces import can_unshare
 from tests.fixtures.prometheus import needs_prometheus
 from tests.fixtures.rules import README
 
@@ -18,7 +19,7 @@ SECTION = re.search(r"^## From nothing to an alert$(.*?)^## ", README.read_text(
 # What a clone has and the commands use.
 CLONED = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "proto", "server", "client", "deploy")
 # A network and a /run of its own: others may use the ports and directories that the commands do not name.
-APART = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+APART = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 APART_SETUP = "ip link set lo up\nmount -t tmpfs tmpfs /run\n"
 PATIENCE_SECONDS = 280
 
@@ -39,7 +40,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def typed(script: str, clone: Path, *, apart: bool = False) -> str:
     """Type commands into one shell that stops at the first that fails; return what they said."""
-    prefix = APART if apart else ()
+    prefix = ("unshare", *APART, "--") if apart else ()
     script = f"set -eu\n{APART_SETUP if apart else ''}{script}"
     with (clone / "said").open("w+") as said:
         process = subprocess.Popen(
@@ -87,7 +88,7 @@ def test_the_journey(clone: Path) -> None:
     install, *rest = blocks()
     assert len(rest) == 6
     typed(install, clone)
-    apart = os.geteuid() == 0 and shutil.which("unshare") is not None and shutil.which("ip") is not None
+    apart = can_unshare(*APART) and shutil.which("ip") is not None
     said = typed("".join(rest), clone, apart=apart)
     assert "heap:slabd_used:ratio" in said
     assert 'alertname="SlabdHeapFull"' in said

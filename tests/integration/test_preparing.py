@@ -1,9 +1,9 @@
-"""Large blocks that have to be cleared or made to exist first, by a real daemon: it serves meanwhile, and loses none."""
+"""Large blocks that must be cleared or made to exist first, by a real daemon: it serves meanwhile, and loses none."""
 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -37,7 +37,7 @@ def open_session(daemon: DaemonProcess) -> pool_pb2.SessionKey:
     return daemon.pool.OpenSession(request, timeout=PATIENCE_SECONDS).session.key
 
 
-def begin_lease(daemon: DaemonProcess, session: pool_pb2.SessionKey) -> grpc.Future:
+def begin_lease(daemon: DaemonProcess, session: pool_pb2.SessionKey) -> Any:
     """Ask for a large block, and return when the daemon has it in the works."""
     request = pool_pb2.LeaseRequest(session=session, items=[pool_pb2.LeaseItem(size=LARGE)])
     call = daemon.pool.Lease.future(request, timeout=PATIENCE_SECONDS)
@@ -116,10 +116,10 @@ def test_a_daemon_that_is_stopped_meanwhile_ends(clearing: DaemonProcess) -> Non
 
 def test_a_client_killed_meanwhile_leaves_nothing(clearing: DaemonProcess) -> None:
     """Its block is free again once it has been cleared, and not before; the next one finds nothing in it."""
-    puppet = Puppet(clearing.address)
-    puppet.tell("lease", LARGE)
-    eventually(lambda: clearing.used >= LARGE, "the block is taken")
-    puppet.kill()
+    with Puppet(clearing.address) as puppet:
+        puppet.tell("lease", LARGE)
+        eventually(lambda: clearing.used >= LARGE, "the block is taken")
+        puppet.kill()
     eventually(lambda: clearing.used == 0 and not clearing.sessions(), "the block comes back")
     clearing.check()
     with slabd.connect(clearing.address) as pool, pool.lease(256 * MIB) as lease:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.namespaces import can_make_cgroups, can_unshare
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-# What it is made of; the last is a file, as the daemon of systemd is in no PATH.
-TOOLS = ("unshare", "findmnt", "systemctl", "/lib/systemd/systemd")
+# The last is a file, as the daemon of systemd is in no PATH.
+TOOLS = ("systemctl", "/lib/systemd/systemd")
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or any(shutil.which(tool) is None for tool in TOOLS),
-    reason="needs root, to make namespaces, and systemd, which .ci/run installs",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        any(shutil.which(tool) is None for tool in TOOLS), reason="needs systemd, which .ci/run installs"
+    ),
+    pytest.mark.skipif(
+        not can_make_cgroups() or not can_unshare("--cgroup", "--mount", "--pid", "--fork", "--mount-proc"),
+        reason="needs to make namespaces and a cgroup, as root may",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ from slabd_server.core.waiters import LeaseRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+    from slabd_server.core.errors import OutOfMemory
     from slabd_server.core.reclaim import Reclaimer
     from slabd_server.core.served import ServedHeap
 

@@ -112,16 +112,15 @@ class Leasing:
     def _grant_after_reclaiming(
         self, served: ServedHeap, request: LeaseRequest, now: float
     ) -> tuple[Block, ...] | None:
-        """Grant a request from what clients keep and do not use: from about as much as it needs, or from all of it.
+        """Grant a request from what clients keep and do not use: from as much as it needs, or from more and more of it.
 
         Those who wait have had their share of that: the adapter recalls for them as long as there are any.
         """
-        wanted = sum(item.size for item in request.items)
-        for wanted_bytes in (wanted, served.books.total_bytes):
-            if served.waiters or not self.reclaimer.reclaim(served.books.name, wanted_bytes):
-                return None
+        wanted_bytes = sum(item.size for item in request.items)
+        while not served.waiters and self.reclaimer.reclaim(served.books.name, wanted_bytes):
             with contextlib.suppress(OutOfMemory):
                 return self._grant_in_turn(served, request, now)
+            wanted_bytes *= 4  # what has become free does not join
         return None
 
     def _grant_at_last(self, served: ServedHeap, request: LeaseRequest, now: float) -> tuple[Block, ...] | None:

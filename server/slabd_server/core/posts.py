@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.errors import CoreError, Draining, NoMemory, OutOfMemory, UnknownBlock
+from slabd_server.core.errors import CoreError, Draining, InvalidSize, NoMemory, OutOfMemory, UnknownBlock
 from slabd_server.core.ledger import Flag, Kind
 from slabd_server.core.purposes import NO_PURPOSE
 from slabd_server.core.records import Access, BlockRef, BlockState, SessionState, SlotId
@@ -48,6 +48,8 @@ class Posts:
             LaneViolation: the session may not lease.
         """
         served = self._served(session)
+        if item.size < 1:
+            raise InvalidSize(f"a block has at least one byte, not {item.size}")
         if session.access is Access.READ_ONLY:
             raise LaneViolation("it is read-only and asks for blocks")
         if self.draining or session.state is not SessionState.ACTIVE:

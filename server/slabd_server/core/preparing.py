@@ -1,13 +1,13 @@
 """Preparing blocks: what must be done to their bytes before they are granted, and would take too long in one step.
 
 Owns what is short enough to be done at once, and the requests whose blocks are being prepared. Pages that were given
-back have to exist again, and what somebody else left has to be cleared: about 0.3 s a GiB together. Promises that no step
-does more than `AT_ONCE` bytes of it; the rest is an effect of the request, which waits. Whoever performs it says when it is
-done (`Leasing.prepared`). Must not touch the bytes that somebody else is preparing.
+back have to exist again, and what somebody else left has to be cleared: about 0.3 s a GiB together. Promises that no
+step does more than `AT_ONCE` bytes of it, pages of slabs apart; the rest is an effect of the request, which waits.
+Whoever performs it says when it is done (`Leasing.prepared`). Must not touch the bytes that are being prepared.
 
-Meanwhile the blocks belong to nobody: they are taken from the allocator, and in no ledger yet. So nothing that happens to
-the session can free them under the hands of who prepares them, and a restart finds them free. When nobody wants them any
-more they go back afterwards.
+Meanwhile the blocks belong to nobody: they are taken from the allocator, and in no ledger yet. So nothing that happens
+to the session can free them under the hands of who prepares them, and a restart finds them free. When nobody wants them
+any more they go back afterwards.
 
 Invariants:
 
@@ -56,7 +56,7 @@ class Reservation(NamedTuple):
         return sum(extent.size for extent in self.extents)
 
 
-class Unprepared(Exception):  # noqa: N818 -- no error: the request is served, only not in this step
+class Unprepared(Exception):
     """The blocks for a request are there, and have to be prepared."""
 
     def __init__(self, reservation: Reservation) -> None:

@@ -5,7 +5,7 @@
     open(handle)        pending -= 1 and a hold, or for a transfer a new owner
     close               the hold ends
     expiry              pending = 0: opens that have not come by the deadline never succeed
-    join                an open that comes without asking, over a lane: through the gate, which is closed at pending = 0
+    join                an open that comes without asking, over a lane: through the gate, which is shut at pending = 0
 
 A handle names a block by slot and generation. It opens the block it was made for or nothing: a slot that was re-issued
 has another generation, and an open that nobody promised is refused. A transferred block has no other readers, so its
@@ -146,10 +146,10 @@ class Shares:
         self._came(slot, record)
 
     def _came(self, slot: SlotId, record: Record) -> None:
-        """Count an open; with the last one promised, the gate closes. `record` is from before."""
+        """Count an open; with the last one promised, the gate is shut. `record` is from before."""
         if record.pending == 1:
             del self._sharers[slot]
-            self._books.gates.close(slot, record.generation)
+            self._books.gates.shut(slot, record.generation)
         self._books.tallies.opens_ok += 1
 
     def _promised(self, handle: Handle) -> Record:
@@ -187,7 +187,7 @@ class Shares:
             event = HandleExpiredEvent(BlockRef(slot, generation), record.pending)
             notices.append(Notice(self._books.name, sharer, event))
             self._books.tallies.handles_expired += 1
-            self._books.gates.close(slot, generation)
+            self._books.gates.shut(slot, generation)
             self._books.set_pending(slot, 0, flags=record.flags, sequence=0)
             self._books.settle(slot, actor=sharer, sequence=0)
         return notices

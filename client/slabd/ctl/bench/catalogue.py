@@ -69,6 +69,26 @@ def _untouched(options: BenchOptions) -> Figure:
     )
 
 
+def _miss(options: BenchOptions) -> Figure:
+    peers = (
+        Peer(OURS, "pool.lease(64), release(), with a cache of nothing: the daemon is woken for every lease"),
+        Peer("by gRPC", "the same by a pool with lane=False: two calls"),
+        Peer("bare echo", "two gRPC calls with messages as long, to a grpc.aio server that does nothing with them"),
+        Peer("socket echo", "floor: 64 bytes through a unix socket to a process that does nothing else, and back"),
+    )
+    return Figure(
+        name="miss",
+        title="Lease and release, every one a miss",
+        what="What it costs when nothing is at hand.",
+        case_title="BLOCKS",
+        case_key="blocks",
+        cases=(Case("1", 1),),
+        peers=peers,
+        quantities=_TIMED,
+        steps=_turns(options, 1, len(peers)),
+    )
+
+
 def _grpc(options: BenchOptions) -> Figure:
     peers = (
         Peer(OURS, f"lease() and release() of 64 B, or lease_many() and release_many() of {BATCH} of them, over gRPC"),
@@ -227,6 +247,7 @@ def _live(options: BenchOptions) -> Figure:
 
 _MAKERS: Final[dict[str, Callable[[BenchOptions], Figure]]] = {
     "untouched": _untouched,
+    "miss": _miss,
     "grpc": _grpc,
     "write": _write,
     "handoff": _handoff,

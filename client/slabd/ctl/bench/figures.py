@@ -131,6 +131,7 @@ def _difference(after: tuple[int, int], before: tuple[int, int]) -> tuple[int, i
 
 RUNS: Final[dict[str, Callable[[Stage, Figure], Outcome]]] = {
     "untouched": lambda stage, figure: run_timed(stage, figure, stage.options.pace.turn_seconds),
+    "miss": lambda stage, figure: run_timed(stage, figure, stage.options.pace.turn_seconds),
     "grpc": lambda stage, figure: run_timed(stage, figure, stage.options.pace.write_seconds),
     "write": lambda stage, figure: run_timed(stage, figure, stage.options.pace.write_seconds),
     "handoff": run_handoff,

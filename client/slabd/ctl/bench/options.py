@@ -10,7 +10,7 @@ from slabd.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NAMES: Final = ("untouched", "grpc", "write", "handoff", "clients", "calls", "idle", "live")
+NAMES: Final = ("untouched", "miss", "grpc", "write", "handoff", "clients", "calls", "idle", "live")
 UNTOUCHED_SIZES: Final = (64, 4 << 10, 64 << 10, 1 << 20, 16 << 20)
 QUICK_SIZES: Final = (64, 64 << 10, 16 << 20)
 WRITE_SIZES: Final = (1 << 20, 16 << 20)

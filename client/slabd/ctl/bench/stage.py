@@ -92,7 +92,7 @@ def set_stage(options: BenchOptions, display: Display) -> Iterator[Stage]:
         place = Place(daemon.address, f"unix-abstract:slabd-bench-{os.getpid()}-{time.monotonic_ns()}", scratch, prefix)
         stage = Stage(options, display, daemon, place)
         stack.callback(stage.close)
-        if "grpc" in options.names:
+        if {"grpc", "miss"} & set(options.names):
             stage.start("echo server", echo.serve, place.echo_target).receive(str)
         try:
             yield stage

@@ -7,7 +7,9 @@ with the options of slabd's own.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _SERVICE: Final = "slabd.bench.Echo"
 _METHOD: Final = "Echo"
 _SECONDS: Final = 30.0
+_SOCKET_BYTES: Final = 64
 # How long the answer shall be stands in the request's first bytes.
 _LENGTH_BYTES: Final = 4
 _SECRET: Final = bytes(16)
@@ -74,6 +77,33 @@ def calls(place: Place, blocks: int) -> Iterator[Work]:
             call(second, timeout=_SECONDS)
 
         yield Work(do)
+
+
+@contextmanager
+def through_a_socket(_place: Place, _blocks: int) -> Iterator[Work]:
+    """Send 64 bytes to a process that sends them back."""
+    ours, theirs = socket.socketpair()
+    # Never by fork: this process has gRPC's threads.
+    child = multiprocessing.get_context("spawn").Process(target=send_back, args=(theirs,), daemon=True)
+    child.start()
+    theirs.close()
+    message = bytes(_SOCKET_BYTES)
+    with ours:
+
+        def do() -> None:
+            ours.sendall(message)
+            ours.recv(_SOCKET_BYTES)
+
+        do()
+        yield Work(do)
+    child.join()
+
+
+def send_back(connection: socket.socket) -> None:
+    """Send back what comes, until the other side hangs up."""
+    with connection:
+        while data := connection.recv(_SOCKET_BYTES):
+            connection.sendall(data)
 
 
 def request_for(request_bytes: int, answer_bytes: int) -> bytes:

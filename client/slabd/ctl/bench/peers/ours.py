@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,9 +50,20 @@ def written(place: Place, size: int) -> Iterator[Work]:
 
 
 @contextmanager
+def missed(place: Place, _blocks: int) -> Iterator[Work]:
+    """Lease and release a block while nothing may be kept."""
+    with slabd.connect(place.address, name="bench", cache_bytes=0) as pool:
+
+        def do() -> None:
+            pool.lease(SMALL).release()
+
+        yield Work(do)
+
+
+@contextmanager
 def over_grpc(place: Place, blocks: int) -> Iterator[Work]:
     """Lease and release one block, or several at once, over gRPC, whatever a pool would prefer."""
-    with slabd.connect(place.address, name="bench", **without_lane()) as pool:
+    with slabd.connect(place.address, name="bench", lane=False) as pool:
         sizes = [SMALL] * blocks
 
         def one() -> None:
@@ -79,8 +89,3 @@ def among_live(place: Place, live: int) -> Iterator[Work]:
             kept.clear()
 
         yield Work(lambda: kept.append(pool.lease(SMALL)), settle)
-
-
-def without_lane() -> dict[str, Any]:
-    """Return the option that keeps a pool on gRPC, where there is anything else."""
-    return {"lane": False} if "lane" in inspect.signature(slabd.connect).parameters else {}
