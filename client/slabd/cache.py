@@ -473,10 +473,14 @@ class Cache:
         root = holding.root
         try:
             # The same count as in `users_of_root`, without its lock: others who count can only make it larger.
-            if root is None or holding.views.value != ROOT_AND_VIEW or getrefcount(root.obj) != ANCHOR_ALONE:
+            if root is None:
+                holding.check_unused()
+                holding.record.bell.muffled = True
+            elif holding.views.value != ROOT_AND_VIEW or getrefcount(root.obj) != ANCHOR_ALONE:
                 holding.check_unused()
             view.release()
         except BufferError as error:
+            holding.record.bell.muffled = False
             holding.undo_cycle()
             raise holding.in_use(error) from None
         holding.live_view = None

@@ -17,6 +17,7 @@ import itertools
 import os
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -108,11 +109,12 @@ class GrantedBlock:
 
 
 class _Bell(weakref.ref[Any]):
-    """Sounds the wake-up when an anchor dies, unless it is quiet."""
+    """Sounds the wake-up when an anchor dies, unless it is quiet or muffled."""
 
-    __slots__ = ("quiet",)
+    __slots__ = ("muffled", "quiet")
 
     quiet: bool  # somebody waits for this death and gives the block back himself
+    muffled: bool  # somebody means to, and if he is interrupted the block may return later
 
 
 class _AnchorRef(weakref.ref[Any]):
@@ -216,7 +218,7 @@ class Holdings:
         mapping = self._mapping
         anchor = _RemoteAnchor() if mapping is None else mapping.anchor(holding.offset, holding.usable_size)
         bell = _Bell(anchor, self._ring)
-        bell.quiet = False
+        bell.quiet = bell.muffled = False
         record = _AnchorRef(anchor, self._dead.append)
         record.serial, record.name, record.owned = holding.serial, holding.name, holding.owned
         record.bell = bell
@@ -272,6 +274,14 @@ class Holdings:
         holding.record.bell.quiet = True
         self._records.pop(holding.serial, None)
 
+    def bury_quiet(self) -> None:
+        """Forget deaths that somebody has waited for, when there are many."""
+        dead = self._dead
+        if len(dead) > _QUIET_DEATHS:
+            with suppress(IndexError):  # another thread does the same
+                while dead[0].bell.quiet:
+                    dead.popleft()
+
     def renumber(self, group: Iterable[Holding]) -> None:
         """Give blocks new serial numbers: no forked child has anything to do with them."""
         for holding in group:
@@ -311,7 +321,7 @@ class Holdings:
         if self.inherited:
             if next(self._deaths) == self._heirlooms:
                 self._last_death()
-        elif isinstance(bell, _Bell) and not bell.quiet:
+        elif isinstance(bell, _Bell) and not bell.quiet and not bell.muffled:
             self._wake()
 
 
@@ -446,6 +456,7 @@ class Holding:
         """Let the anchor die unnoticed: it has been seen to that the block is given back."""
         self.record.bell.quiet = True
         self.root = None
+        self.holdings.bury_quiet()
 
     def in_use(self, error: BufferError) -> BufferError:
         """Return the error for a block that cannot be let go of, in our words."""

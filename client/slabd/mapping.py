@@ -132,7 +132,9 @@ def users_of_root(root: memoryview, count: ctypes.c_ssize_t) -> int:
 
 
 def _counts_views() -> bool:
-    """Try `view_count` on memory of our own."""
+    """Try `view_count` on memory of our own. Without a GIL nobody could count, nor rely on what comes between calls."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
     root = root_of(_array_type(8).from_buffer(bytearray(8)))
     count = view_count(root)
     found = [count.value]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import gc
 import io
 import logging
 import re
@@ -79,6 +80,19 @@ def respond(request: bytes, application: WSGIApplication) -> bytes:
     A request that is not whole is one that was too long. Raises what the application raises.
     """
     return _Exchange(request, application).answer()
+
+
+def _respond_tidily(request: bytes, application: WSGIApplication) -> bytes:
+    """Respond without setting off the garbage collector.
+
+    What a scrape makes is gone by itself when the scrape is over. But for as long as it is there it looks like so much
+    that lives long that the collector goes through everything there is: 20 ms on the event loop among 100,000 leases.
+    """
+    gc.disable()
+    try:
+        return respond(request, application)
+    finally:
+        gc.enable()
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -307,7 +321,7 @@ class MetricsServer:
 
     async def _render(self, request: bytes) -> bytes:
         try:
-            answer = await self._loop.run_in_executor(self._renderer, respond, request, self._application)
+            answer = await self._loop.run_in_executor(self._renderer, _respond_tidily, request, self._application)
         except Exception:
             # A defect of a collector, or a snapshot that the loop did not take in time: no stranger can bring it about.
             if not self._failing:

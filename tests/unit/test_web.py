@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import gzip
 import itertools
 import socket
@@ -70,6 +71,22 @@ class Broken(Collector):
     def collect(self) -> Iterator[Metric]:
         """Raise."""
         raise RuntimeError("no books")
+
+
+class Seen(Collector):
+    """Sees whether garbage is collected while it is asked."""
+
+    def __init__(self) -> None:
+        self.collecting: list[bool] = []
+
+    def describe(self) -> list[Metric]:
+        """Return nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Look, and yield one metric."""
+        self.collecting.append(gc.isenabled())
+        yield GaugeMetricFamily("seen", "Seen.", 1)
 
 
 @pytest.fixture
@@ -246,6 +263,18 @@ async def test_a_failing_collector_is_mentioned_once(
         registry.register(broken)
         assert status(await ask(server)) == 500
     assert len(caplog.records) == 2
+
+
+async def test_a_scrape_sets_off_no_garbage_collection(registry: CollectorRegistry) -> None:
+    """Meanwhile there is none, afterwards there is again, even when it failed."""
+    seen = Seen()
+    registry.register(seen)
+    async with serving(registry) as server:
+        assert status(await ask(server)) == 200
+        registry.register(Broken())
+        assert status(await ask(server)) == 500
+    assert seen.collecting == [False, False]
+    assert gc.isenabled()
 
 
 # -- who is answered

@@ -1,9 +1,10 @@
 """The gates: what tells clients, without a question, whether a block may still be opened by its handle.
 
 There is one gate for each ledger slot. It is open from the grant of a block on; shut while no handle promises an open
-of it; closed when the block has lost its last keeper. A slot that is re-issued has a gate of another generation. Whoever
-opens a block without asking the daemon looks at its gate before it says so, when it has to be open, and after, when it
-must not be closed. So a closed gate does not yet mean that nobody is coming: see `books`, CLOSING.
+of it; closed when the block has lost its last keeper. A slot that is re-issued has a gate of another generation.
+
+Whoever opens a block without asking the daemon looks at its gate before it says so, when it has to be open, and after,
+when it must not be closed. So a closed gate does not yet mean that nobody is coming: see `books`, CLOSING.
 """
 
 from __future__ import annotations
