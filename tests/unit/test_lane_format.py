@@ -100,7 +100,7 @@ def test_half_an_entry_is_none(number: int, old: Submission, new: Submission, wo
 @given(numbers, submissions, completions)
 def test_other_laps_and_empty_rings_are_not_read(number: int, submission: Submission, completion: Completion) -> None:
     """An entry is good for its own number only; a ring of zeros has none."""
-    for other in {number - 1, number + 1, number - RING, number + RING} & set(range(1, 2**64)):
+    for other in (number - 1, number + 1, number - RING, number + RING):
         assert unpack_submission(other, pack_submission(number, submission)) is None
         assert unpack_completion(other, pack_completion(number, completion)) is None
     assert unpack_submission(number, bytes(ENTRY_BYTES)) is None
