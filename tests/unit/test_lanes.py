@@ -12,7 +12,20 @@ import pytest_asyncio
 from tests.fixtures.engines import MIB
 from tests.fixtures.lanes import Hand, LaneWorld, name, until
 
-from slabd_proto.lane import ENDED, HEADER_BYTES, RING, Answer, State, Submission, Verb, Word, open_word, pack_submission
+from slabd_proto.lane import (
+    ENDED,
+    HEADER_BYTES,
+    RING,
+    Answer,
+    State,
+    Submission,
+    Verb,
+    Word,
+    closed_word,
+    open_word,
+    pack_submission,
+    shut_word,
+)
 from slabd_server import lanes as lanes_module
 from slabd_server.core import inspection
 from slabd_server.core.errors import LedgerFull, OutOfMemory, StaleHandle
@@ -282,8 +295,8 @@ async def test_a_ring_of_three_hands_around(world: LaneWorld) -> None:
         assert all(client.taken == client.posted for client in clients)
 
 
-async def test_a_gate_closes_with_the_last_open(world: LaneWorld) -> None:
-    """A block may be opened as often as was promised; then its gate is closed, until it is shared again."""
+async def test_a_gate_shuts_with_the_last_open(world: LaneWorld) -> None:
+    """A block may be opened as often as was promised; then its gate is shut, until it is shared again."""
     maker, reader = world.client(), world.client()
     (block,) = world.grant(maker, 100)
     maker.post(Verb.SHARE, name(block), quantity=2, b=100)
@@ -292,7 +305,7 @@ async def test_a_gate_closes_with_the_last_open(world: LaneWorld) -> None:
     assert reader.generations[block.slot] == open_word(block.generation)
     reader.post(Verb.OPEN, name(block))
     world.drain(reader)
-    assert reader.generations[block.slot] == open_word(block.generation) + 1
+    assert reader.generations[block.slot] == shut_word(block.generation)
     maker.post(Verb.SHARE, name(block), quantity=1, b=100)
     world.drain(maker)
     assert reader.generations[block.slot] == open_word(block.generation)
@@ -332,7 +345,7 @@ async def test_the_gate_is_closed_before_anybody_is_read(world: LaneWorld, monke
 
     monkeypatch.setattr(lanes_module, "barrier", at_the_barrier)
     world.dispatcher.perform(world.advance(2.0))
-    assert seen[0] == open_word(block.generation) + 1
+    assert seen[0] == closed_word(block.generation)
     assert world.blocks() == 1
 
 

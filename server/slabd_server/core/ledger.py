@@ -8,7 +8,9 @@ mean to each other; `books` keeps them consistent. It is the truth a restarted d
    BlockRef names one grant for ever. A slot whose generation is exhausted is retired.
 3. A freed slot keeps a tombstone: its generation, and the session and sequence number of the operation that freed it.
 4. taken + len(free) + retired == high_water <= store.capacity, and every record from high_water on is zero.
-5. `reserve(n)` is the only method that can run out of memory: after it, n calls of `add` cannot fail.
+5. What was written last is kept at hand, read: a block on its way through a hand-off is looked at a dozen times. The
+   store is written each time; `records` and `check` read it.
+6. `reserve(n)` is the only method that can run out of memory: after it, n calls of `add` cannot fail.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 # extra u32 · crc32 u32
 _RECORD: Final = struct.Struct("<BBHIQQQQQdII")
 _GENERATION_MAX: Final = 2**32 - 1
+_RECENT: Final = 2048
 _ZERO: Final = bytes(RECORD_BYTES)
 
 
@@ -110,6 +113,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._recent: dict[int, Record] = {}
         self._free = array("I")
         self._high_water = 0
         self._retired = 0
@@ -141,30 +145,39 @@ class Ledger:
         """Take a slot; return it, and the record as written, with the slot's next generation. Call `reserve` first."""
         if self._free:
             slot = self._free.pop()
-            generation = unpack_record(self._store.read(slot)).generation + 1
+            generation = self._read(slot).generation + 1
         else:
             slot, generation = self._high_water, 1
             self._high_water += 1
         self._taken += 1
         written = record._replace(generation=generation)
-        self._store.write(slot, pack_record(written))
+        self._write(slot, written)
         return SlotId(slot), written
 
     def get(self, slot: int) -> Record:
         """Return the record at `slot`; a free one for a slot that was never taken."""
         if not 0 <= slot < self._high_water:
             return unpack_record(_ZERO)
-        return unpack_record(self._store.read(slot))
+        return self._read(slot)
+
+    def _read(self, slot: int) -> Record:
+        return self._recent.get(slot) or unpack_record(self._store.read(slot))
+
+    def _write(self, slot: int, record: Record) -> None:
+        self._store.write(slot, pack_record(record))
+        if len(self._recent) >= _RECENT:
+            self._recent.clear()
+        self._recent[slot] = record
 
     def update(self, slot: SlotId, record: Record) -> Record:
         """Replace a taken slot's record by one of the same kind and generation, and return it."""
-        self._store.write(slot, pack_record(record))
+        self._write(slot, record)
         return record
 
     def drop(self, slot: SlotId, generation: int, *, session: SessionId, sequence: int) -> None:
         """Free a taken slot of this generation, leaving the tombstone of the operation that did it."""
         tombstone = Record(Kind.FREE, 0, 0, generation, 0, 0, 0, session, sequence, 0.0)
-        self._store.write(slot, pack_record(tombstone))
+        self._write(slot, tombstone)
         self._taken -= 1
         if generation >= _GENERATION_MAX:
             self._retired += 1
