@@ -74,10 +74,11 @@ _RECALL_SECONDS: Final = 1.0
 class SizeClass:
     """The cached blocks that serve requests of `low` to `high` bytes at one alignment.
 
-    `cap` is how many may be kept, `batch` how many the next miss asks for, `place` the index of its word in the lane.
+    `cap` is how many may be kept (none once it is `forgotten`), `batch` how many the next miss asks for, `place` the
+    index of its word in the lane.
     """
 
-    __slots__ = ("alignment", "batch", "cap", "high", "low", "place", "stack")
+    __slots__ = ("alignment", "batch", "cap", "forgotten", "high", "low", "place", "stack")
 
     def __init__(self, low: int, high: int, alignment: int, place: int) -> None:
         self.low = low
@@ -87,6 +88,7 @@ class SizeClass:
         self.stack: list[Holding] = []
         self.cap = 0
         self.batch = 1
+        self.forgotten = False
 
     def __repr__(self) -> str:
         return f"<SizeClass {self.low}..{self.high} at {self.alignment}: {len(self.stack)} of {self.cap} cached>"
@@ -121,6 +123,7 @@ class Cache:
         self._busy = False
         self._asked: dict[int, tuple[int, int, bool]] = {}
         self._refused: set[int] = set()
+        self._begun = (0, 0)
         self._wake = prefault
         self._cold: deque[tuple[int, int]] = deque()
         self._opened: dict[tuple[int, int], int] = {}
@@ -326,22 +329,37 @@ class Cache:
         return number
 
     def collect(self) -> None:
-        """Take in what the daemon has granted and refused."""
-        for entry in self.lane.completions():
-            size, alignment, granted = self._asked.get(entry.request, (entry.size, 1, True))
-            if entry.answer == Answer.GRANTED:
-                self._adopt(entry, size, alignment, spare=granted)
-                granted = True
-            elif not granted:
-                self._refused.add(entry.request)
-            if entry.left:
-                self._asked[entry.request] = (size, alignment, granted)
-            else:
-                self._asked.pop(entry.request, None)
+        """Take in what the daemon has granted and refused. The caller keeps others out.
+
+        An interrupt may end this anywhere. What it left is met again by the next who collects, who adopts the block if
+        that has not been done: the serial number that it was to have says so.
+        """
+        while (found := self.lane.next_completion()) is not None:
+            number, entry = found
+            again = self._begun[0] == number
+            if not again:
+                self._begun = number, self._holdings.next_serial()
+            serial = self._begun[1]
+            size, alignment, spare = self._note_answer(entry)
+            if entry.answer == Answer.GRANTED and not (again and self._holdings.has_made(serial)):
+                self._adopt(entry, serial, size, alignment, spare=spare)
+            self.lane.took(number)
         if self._wake is not None and (self._cold or self._asked):
             self._wake()
 
-    def _adopt(self, entry: Completion, size: int, alignment: int, *, spare: bool) -> None:
+    def _note_answer(self, entry: Completion) -> tuple[int, int, bool]:
+        """Note that a request was answered; return its size and alignment, and whether it had got a block before."""
+        request, granted = entry.request, entry.answer == Answer.GRANTED
+        size, alignment, before = self._asked.get(request, (entry.size, 1, True))
+        if not granted and not before:
+            self._refused.add(request)
+        if entry.left:
+            self._asked[request] = size, alignment, before or granted
+        else:
+            self._asked.pop(request, None)
+        return size, alignment, before
+
+    def _adopt(self, entry: Completion, serial: int, size: int, alignment: int, *, spare: bool) -> None:
         """Put a granted block on its stack, unless it is a spare one for which there is no room."""
         slot = entry.slot
         kind = self._class_for(entry.min_size, entry.size, alignment)
@@ -352,7 +370,7 @@ class Cache:
         self._since[slot] = monotonic()
         if kind.low <= size <= kind.high:
             self._remember(size, alignment, kind)
-        self._put(Holding.cached(self._holdings, self, kind, entry), kind)
+        self._put(Holding.cached(self._holdings, self, kind, entry, serial), kind)
         # The last of a batch is on top and will be leased at once: too late to be made ready.
         if entry.left and entry.size >= _COLD_BYTES and self._wake is not None:
             self._cold.append((entry.offset, entry.size))
@@ -420,7 +438,7 @@ class Cache:
 
     def _forget(self, kind: SizeClass) -> None:
         """Forget a class that has nothing cached. Who uses a block of it gives that back to the daemon."""
-        kind.cap = 0
+        kind.cap, kind.forgotten = 0, True
         self._classes.remove(kind)
         for size in [size for size, each in list(self._by_size.items()) if each is kind]:
             self._by_size.pop(size, None)
@@ -441,7 +459,7 @@ class Cache:
 
     def _may_keep_more(self, kind: SizeClass) -> bool:
         """Let a class keep one more block, if all together keep within the limit."""
-        if sum(each.cap * each.high for each in self._classes) + kind.high > self._limit:
+        if kind.forgotten or sum(each.cap * each.high for each in self._classes) + kind.high > self._limit:
             return False
         kind.cap += 1
         return True
@@ -455,7 +473,7 @@ class Cache:
 
     # -- releasing
 
-    def give(self, holding: Holding, cycle: int) -> bool:
+    def give(self, holding: Holding, cycle: int) -> bool:  # noqa: C901  # one call: each costs a tenth of a release
         """End a lease, or close an opened block; False when it has to be done by `operations.release`.
 
         Raises:
@@ -484,7 +502,11 @@ class Cache:
             holding.undo_cycle()
             raise holding.in_use(error) from None
         holding.live_view = None
-        if root is None:
+        if holding.serial <= self._inherited_serial:
+            # A fork came in between, and the child has a view: left to the anchor's death, and then to the heirs.
+            holding.root = None
+            self._holdings.wake()
+        elif root is None:
             self._give_back(holding)
         elif holding.views.value != _ROOT:
             holding.root = None  # another thread has made a slice at the last moment: the anchor's death will do it
@@ -610,7 +632,7 @@ class Cache:
                     self._give_back(holding)
                 else:
                     self._drop(holding)
-                kind.cap = max(kind.cap - 1, 1)
+                kind.cap = min(kind.cap, max(kind.cap - 1, 1))
         except IndexError:  # another thread was faster
             return
 

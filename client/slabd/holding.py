@@ -167,6 +167,7 @@ class Holdings:
         self._last_death: Callable[[], None] = _nothing
         self._deaths = itertools.count(1)
         self._heirlooms = 0
+        self._newest = 0
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -226,6 +227,9 @@ class Holdings:
         record.kind, record.shared, record.posted = holding.kind, holding.shared, True
         record.offset, record.usable_size = holding.offset, holding.usable_size
         holding.record = record
+        # One after the other, with nothing in between that could be interrupted: see `has_made`.
+        if holding.serial > self._newest:  # noqa: PLR1730  # max() would be a call
+            self._newest = holding.serial
         self._records[holding.serial] = record
         if holding.kind is not None:
             holding.take_root(root_of(anchor))
@@ -273,6 +277,14 @@ class Holdings:
         """Forget a block that the daemon has taken back."""
         holding.record.bell.quiet = True
         self._records.pop(holding.serial, None)
+
+    def has_made(self, serial: int) -> bool:
+        """Whether a block was taken into care under this number, or, in doubt, under a later one."""
+        return serial <= self._newest
+
+    def wake(self) -> None:
+        """Have the dead looked after soon."""
+        self._wake()
 
     def bury_quiet(self) -> None:
         """Forget deaths that somebody has waited for, when there are many."""
@@ -432,10 +444,12 @@ class Holding:
         self.cycle -= 1
 
     @classmethod
-    def cached(cls, holdings: Holdings, cache: Cache, kind: SizeClass, entry: Completion) -> Holding:
+    def cached(cls, holdings: Holdings, cache: Cache, kind: SizeClass, entry: Completion, serial: int) -> Holding:
         """Take a block into care that the daemon has granted over the lane."""
         name = BlockName(entry.slot, entry.generation)
-        return cls(holdings, name, entry.offset, entry.size, entry.size, owned=True, cache=cache, kind=kind)
+        return cls(
+            holdings, name, entry.offset, entry.size, entry.size, owned=True, serial=serial, cache=cache, kind=kind
+        )
 
     @classmethod
     def again(cls, holdings: Holdings, cache: Cache, kind: SizeClass, block: Returnable) -> Holding:

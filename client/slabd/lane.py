@@ -42,8 +42,6 @@ from slabd_proto.lane import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from slabd.holding import Returnable
     from slabd_proto.lane import Completion
 
@@ -95,7 +93,6 @@ class Lane:
         self._outbox: deque[tuple[Submission, int, Posted | None]] = deque()
         self._posted = 0
         self._completion = 1
-        self._begun = 0
         self._poll: select.poll | None = None
         self._is_held = _nobody_holds
 
@@ -203,19 +200,20 @@ class Lane:
 
     # -- answers
 
-    def completions(self) -> Iterator[Completion]:
-        """Take the completions there are, each once, even if an interrupt ends the caller. It keeps others out."""
-        while True:
-            number = self._completion
-            start = self._layout.completions + entry_at(number)
-            entry = unpack_completion(number, self._memory[start : start + ENTRY_BYTES])
-            if entry is None:
-                return
-            if self._begun != number:
-                self._begun = number
-                yield entry
-            self.words[Word.COMPLETIONS_TAKEN] = number
-            self._completion = number + 1
+    def next_completion(self) -> tuple[int, Completion] | None:
+        """Return the number of the next completion and what it says, None while there is none; `took` takes it.
+
+        The caller keeps others out, of this and of `took`.
+        """
+        number = self._completion
+        start = self._layout.completions + entry_at(number)
+        entry = unpack_completion(number, self._memory[start : start + ENTRY_BYTES])
+        return None if entry is None else (number, entry)
+
+    def took(self, number: int) -> None:
+        """Let the daemon use a completion's place again."""
+        self.words[Word.COMPLETIONS_TAKEN] = number
+        self._completion = number + 1
 
     def wait(self, connection: int, seconds: float) -> bool:
         """Wait for the bell; return whether it rang. It ends early when `connection` hangs up.

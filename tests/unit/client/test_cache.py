@@ -273,12 +273,15 @@ def test_the_words_of_a_class_say_what_is_at_hand(daemon: HandDaemon) -> None:
 # -- releasing
 
 
-def test_what_has_no_place_goes_back(daemon: HandDaemon) -> None:
-    """More blocks than a class may keep are returned when they are released."""
+def test_what_has_no_place_goes_back() -> None:
+    """More blocks than may be kept are returned when they are released."""
+    daemon = HandDaemon(cache_bytes=128 * 100)
     held = [daemon.lease(100) for _ in range(300)]
     daemon.release(*held)
-    assert len(daemon.returned()) >= 300 - 64 - 64
+    assert len(daemon.returned()) >= 200
+    assert daemon.cache.cached_bytes <= 128 * 100
     daemon.balances()
+    daemon.close()
 
 
 def test_a_shared_block_is_not_kept(daemon: HandDaemon) -> None:
@@ -412,13 +415,13 @@ def test_recalled_blocks_are_dropped(daemon: HandDaemon) -> None:
 def test_a_block_recalled_as_it_is_taken_is_not_used(daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who finds a recall under way waits for its end, and then looks whether the block is still his."""
     warm(daemon, 100, 2)
-    daemon.segment.attention = 1
+    daemon.attention(1)
     kept = daemon.cache._classes[0].stack[0].slot
 
     def recall_ends(_seconds: float) -> None:
         for slot in [slot for slot in daemon.owned if slot != kept]:
             daemon.free(slot)
-        daemon.segment.attention = 2
+        daemon.attention(2)
 
     monkeypatch.setattr(cache_module.time, "sleep", recall_ends)
     holding = daemon.lease(100)
@@ -429,7 +432,7 @@ def test_a_block_recalled_as_it_is_taken_is_not_used(daemon: HandDaemon, monkeyp
 def test_a_recall_that_does_not_end(daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that dies in the middle of a recall is given up after a while: leases are asked for by gRPC then."""
     warm(daemon, 100, 2)
-    daemon.segment.attention = 1
+    daemon.attention(1)
     monkeypatch.setattr(cache_module, "_RECALL_SECONDS", 0.01)
     assert daemon.cache.take(100, 1, "", None, None) is None
     assert daemon.cache.get(100, 1, "", None, None) is None
@@ -439,7 +442,7 @@ def test_an_ended_session_has_no_cache(daemon: HandDaemon) -> None:
     """After the daemon's word nothing is leased, kept or opened over the lane any more."""
     warm(daemon, 100, 2)
     holding = daemon.lease(100)
-    daemon.segment.attention = ENDED
+    daemon.attention(ENDED)
     assert daemon.cache.take(100, 1, "", None, None) is None
     assert daemon.cache.get(100, 1, "", None, None) is None
     assert not daemon.cache.give(holding, holding.cycle)
@@ -657,7 +660,6 @@ def test_a_lease_that_has_ended_shares_nothing(daemon: HandDaemon) -> None:
     with pytest.raises(slabd.LeaseReleased):
         daemon.cache.share(term, 1, None)
     assert posts(daemon, Verb.SHARE) == []
-    assert not holding.shared
 
 
 # -- interrupts
@@ -667,59 +669,53 @@ class Struck(Exception):
     """Stands for KeyboardInterrupt."""
 
 
-def strike_at(step: int) -> tuple[Callable[[FrameType, str, Any], Any], list[int]]:
-    """Return a trace function that raises at the so many-th line of the cache and the lane."""
+def strike_at(step: int) -> tuple[Callable[[FrameType, str, Any], None], list[int]]:
+    """Return a profile function that raises at the so many-th moment at which CPython would run a signal handler.
+
+    That is where a function of ours begins, and behind every call of one that is written in C.
+    """
     left = [step]
     files = {cache_module.__file__, lane_module.__file__}
 
-    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        if frame.f_code.co_filename not in files:
-            return None
-        if event == "line":
+    def strike(frame: FrameType, event: str, _argument: Any) -> None:
+        if frame.f_code.co_filename in files and event in ("call", "c_return"):
             left[0] -= 1
             if left[0] == 0:
                 raise Struck
-        return trace
 
-    return trace, left
+    return strike, left
 
 
-@pytest.mark.parametrize("what", ["hit", "miss", "release", "release too many", "drop"])
+@pytest.mark.parametrize("what", ["hit", "miss", "release", "release of a shared one"])
 def test_no_interrupt_loses_a_block(what: str) -> None:
-    """Struck at any line, a lease or a release leaves every block in use, at hand, or with the daemon."""
+    """Struck at any moment, a lease or a release leaves every block in use, at hand, or with the daemon."""
     step = 1
     while True:
         daemon = HandDaemon()
         held: list[Holding] = []
         if what != "miss":
             warm(daemon, 100, 2)
-        if what.startswith("release") or what == "drop":
-            held = [daemon.lease(100) for _ in range(200 if what == "release too many" else 1)]
-            if what == "release too many":
-                daemon.release(*(held.pop() for _ in range(190)))
-        trace, left = strike_at(step)
-        sys.settrace(trace)
+        if what not in ("hit", "miss"):
+            held = [daemon.lease(100)]
+        if what == "release of a shared one":
+            daemon.cache.share(Term(held[0], held[0].cycle), 1, None)
+        cycle = held[0].cycle if held else 0
+        strike, left = strike_at(step)
+        sys.setprofile(strike)
         try:
             if what in ("hit", "miss"):
                 held.append(daemon.lease(100))
-            elif what == "drop":
-                held.clear()
-                daemon.keep_house()
             else:
-                while held:
-                    daemon.release(held[-1])
-                    held.pop()
+                daemon.cache.give(held[0], cycle)
         except Struck:
             pass
         finally:
-            sys.settrace(None)
+            sys.setprofile(None)
         over = left[0] > 0
         gc.collect()
-        for holding in held:
-            if not holding.released:
-                daemon.cache.give(holding, holding.cycle)
+        if held and what not in ("hit", "miss"):
+            daemon.cache.give(held[0], cycle)  # as users do: once more, and then no more
         held.clear()
-        del holding  # noqa: F821 - a loop variable
         daemon.keep_house()
         daemon.cache.tick()
         daemon.keep_house()
@@ -728,7 +724,7 @@ def test_no_interrupt_loses_a_block(what: str) -> None:
         if over:
             break
         step += 1
-    assert step > 10
+    assert step > 3
 
 
 def test_details_fit_any_size() -> None:
