@@ -21,6 +21,7 @@ that, and no more.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -121,6 +122,8 @@ class Cache:
         self._generations = lane.generations
         self._missing = threading.RLock()
         self._busy = False
+        self._taking_in = threading.RLock()
+        self._collecting = False
         self._asked: dict[int, tuple[int, int, bool]] = {}
         self._refused: set[int] = set()
         self._begun = (0, 0)
@@ -329,11 +332,23 @@ class Cache:
         return number
 
     def collect(self) -> None:
-        """Take in what the daemon has granted and refused. The caller keeps others out.
+        """Take in what the daemon has granted and refused.
 
         An interrupt may end this anywhere. What it left is met again by the next who collects, who adopts the block if
         that has not been done: the serial number that it was to have says so.
         """
+        with self._taking_in:
+            if self._collecting:  # the garbage collector came in between; the outer call goes on with it
+                return
+            self._collecting = True
+            try:
+                self._take_in()
+            finally:
+                self._collecting = False
+        if self._wake is not None and (self._cold or self._asked):
+            self._wake()
+
+    def _take_in(self) -> None:
         while (found := self.lane.next_completion()) is not None:
             number, entry = found
             again = self._begun[0] == number
@@ -344,8 +359,6 @@ class Cache:
             if entry.answer == Answer.GRANTED and not (again and self._holdings.has_made(serial)):
                 self._adopt(entry, serial, size, alignment, spare=spare)
             self.lane.took(number)
-        if self._wake is not None and (self._cold or self._asked):
-            self._wake()
 
     def _note_answer(self, entry: Completion) -> tuple[int, int, bool]:
         """Note that a request was answered; return its size and alignment, and whether it had got a block before."""
@@ -377,9 +390,7 @@ class Cache:
 
     def populate(self) -> None:
         """Map in the blocks that were granted for later, off the way of those who lease. It may take milliseconds."""
-        with self._missing:
-            if not self._busy:
-                self.collect()
+        self.collect()
         while self._cold and not self._stopped:
             offset, size = self._cold.popleft()
             for start in range(offset, offset + size, _POPULATE_BYTES):
@@ -613,9 +624,7 @@ class Cache:
         if self._stopped:
             return False
         if self._asked:
-            with self._missing:
-                if not self._busy:
-                    self.collect()
+            self.collect()
         for kind in list(self._classes):
             self._trim(kind, idle_seconds)
             self._words[kind.place] = len(kind.stack)
@@ -655,6 +664,10 @@ class Cache:
             for holding in list(kind.stack):
                 holding.quietly_gone()
             kind.stack.clear()
+
+    def about_to_fork(self) -> None:
+        """Until `has_forked`, have every block given back where the heirs are asked, who let nobody in meanwhile."""
+        self._inherited_serial = sys.maxsize
 
     def has_forked(self, last: int | None) -> None:
         """In the parent: a child may touch blocks in use numbered up to `last`; of cached ones it has no view."""

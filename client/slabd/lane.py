@@ -136,20 +136,31 @@ class Lane:
         `block.posted` becomes true with it.
         """
         with self.lock:
-            if self._posting or not self._write_outbox() or not self._has_room():
+            if self._posting:
                 return 0
-            self._outbox.append((post, 0, block))
-            self._write_outbox()
-            number = self._posted
+            self._posting = True
+            try:
+                if not self._write_outbox() or not self._has_room():
+                    return 0
+                # In front of what other threads commit meanwhile, so that the number and the room are its own.
+                number = self._posted + 1
+                self._outbox.appendleft((post, 0, block))
+                self._write_first()
+            finally:
+                self._posting = False
         self._ring_if_needed()
         return number
 
     def flush(self) -> bool:
         """Write what is in the outbox; return whether there was room for all of it."""
         with self.lock:
-            if self._posting:  # the garbage collector came in between; the outer call goes on with it
+            if self._posting:  # the garbage collector came in between; the outer call, or the next, goes on with it
                 return False
-            done = self._write_outbox()
+            self._posting = True
+            try:
+                done = self._write_outbox()
+            finally:
+                self._posting = False
         self._ring_if_needed()
         return done
 
@@ -159,14 +170,10 @@ class Lane:
         return bool(self._outbox)
 
     def _write_outbox(self) -> bool:
-        self._posting = True
-        try:
-            while self._outbox:
-                if not self._has_room():
-                    return False
-                self._write_first()
-        finally:
-            self._posting = False
+        while self._outbox:
+            if not self._has_room():
+                return False
+            self._write_first()
         return True
 
     def _write_first(self) -> None:
@@ -212,8 +219,9 @@ class Lane:
 
     def took(self, number: int) -> None:
         """Let the daemon use a completion's place again."""
-        self.words[Word.COMPLETIONS_TAKEN] = number
-        self._completion = number + 1
+        if self._completion == number:
+            self.words[Word.COMPLETIONS_TAKEN] = number
+            self._completion = number + 1
 
     def wait(self, connection: int, seconds: float) -> bool:
         """Wait for the bell; return whether it rang. It ends early when `connection` hangs up.

@@ -126,9 +126,9 @@ def view_count(root: memoryview) -> ctypes.c_ssize_t:
 
 
 def users_of_root(root: memoryview, count: ctypes.c_ssize_t) -> int:
-    """Return how many use a block's memory beside its root and one view."""
+    """Return how many use a block's memory beside its root and one view, which an interrupt may have released."""
     with _counting:
-        return count.value - ROOT_AND_VIEW + sys.getrefcount(root.obj) - ANCHOR_ALONE
+        return max(0, count.value - ROOT_AND_VIEW) + sys.getrefcount(root.obj) - ANCHOR_ALONE
 
 
 def _counts_views() -> bool:

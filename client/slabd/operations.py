@@ -178,6 +178,8 @@ def share_at_once(session: Session, term: Term, opens: Any, ttl: float | None) -
 async def transfer(session: Session, term: Term, *, ttl: float | None) -> Handle:
     """Make a handle that carries the lease itself; the lease ends here.
 
+    When the daemon's answer is lost, the lease may be over without a handle: then it is, and the block returns.
+
     Raises:
         BufferError: views of the block are exported, or a forked child has one; nothing has changed.
     """
@@ -195,14 +197,31 @@ async def transfer(session: Session, term: Term, *, ttl: float | None) -> Handle
             holding.check_untouched()
             _check_heirs(session, holding)  # a child may have been forked before the view was gone
             (result,) = await _share(session, [holding], [item])
-        except BaseException:
-            session.restore([holding])
+        except BaseException as error:
+            if _may_have_happened(error):
+                _give_up(session, holding)
+            else:
+                session.restore([holding])
             raise
-    except BaseException:
-        holding.undo_cycle()
+    except (BufferError, errors.SlabdError) as error:
+        if not _may_have_happened(error):
+            holding.undo_cycle()
         raise
     session.holdings.claim([holding.serial], [])
     return Handle.from_proto(result.handle)
+
+
+def _may_have_happened(error: BaseException) -> bool:
+    """Whether the daemon may have done what a call that ended so was for."""
+    return is_ambiguous(error) if isinstance(error, errors.SlabdError) else not isinstance(error, BufferError)
+
+
+def _give_up(session: Session, holding: Holding) -> None:
+    """Give a block back whose lease may be another session's by now; then the daemon takes no notice."""
+    holding.forget()
+    claimed: list[Returnable | None] = []
+    session.holdings.claim([holding.serial], claimed)
+    session.returning.owe(claimed)
 
 
 def _check_heirs(session: Session, holding: Holding) -> None:

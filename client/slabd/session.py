@@ -308,6 +308,8 @@ class Session:
         """Prepare for an heir. Nobody takes a block into care before `has_forked`."""
         if not self.inherited:
             self._state_lock.acquire()
+            if self.cache is not None:
+                self.cache.about_to_fork()
             self.heirs.about_to_fork(leaving=self.mapped and not self.ended and len(self.holdings) > 0)
 
     def has_forked(self) -> None:

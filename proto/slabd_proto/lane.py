@@ -312,6 +312,8 @@ def unpack_header(data: bytes) -> tuple[LaneLayout, int]:
     Raises:
         LaneFormatError: it is no lane, or of another version.
     """
+    if len(data) != HEADER_BYTES:
+        raise LaneFormatError(f"no lane: its header has {len(data)} bytes, not {HEADER_BYTES}")
     words = struct.unpack(f"<{HEADER_BYTES // WORD_BYTES}Q", data)
     if words[Word.MAGIC] != MAGIC:
         raise LaneFormatError(f"no lane: it begins with {data[:8]!r}")

@@ -36,7 +36,7 @@ from slabd_server.core.tallies import count_up
 from slabd_server.lane_memory import LaneSegment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from slabd_proto.lane import Submission
     from slabd_server.core.heap import Heap
@@ -77,10 +77,11 @@ class Lane:
     quiet: int = 0
     broken: bool = False
     reading: bool = False
-    granted: deque[tuple[int, int, int]] = field(default_factory=deque)
+    blocked: bool = False
+    granted: deque[tuple[int, BlockRef, int]] = field(default_factory=deque)
 
-    def untaken(self) -> list[tuple[int, int, int]]:
-        """Return the completions that the client has not taken from the ring: number, slot and size."""
+    def untaken(self) -> list[tuple[int, BlockRef, int]]:
+        """Return the completions that the client has not taken from the ring: number, block and size."""
         taken = self.segment.completions_taken
         while self.granted and self.granted[0][0] <= taken:
             self.granted.popleft()
@@ -222,6 +223,7 @@ class Lanes:
         Nobody is served and nothing is swept by this.
         """
         session = self._engine.sessions.find(lane.session)
+        lane.blocked = lane.reading
         if session is None or session.state is SessionState.ENDING or lane.broken or lane.reading:
             return 0
         if lane.segment.next_submission() is None:
@@ -237,10 +239,12 @@ class Lanes:
                 lane.segment.took()
                 count += 1
         except LedgerFull as error:
+            lane.blocked = True
             log.error("cannot read the lane of session %d any further for now: %s", lane.session, error)  # noqa: TRY400 - no defect of ours
         except LaneViolation as error:
             self._end(lane, str(error))
         except _NotYet:
+            lane.blocked = True
             self._later.add(lane.session)
         finally:
             lane.reading = False
@@ -270,21 +274,14 @@ class Lanes:
         """Note an open. The handle for it was posted before, but perhaps in a lane that was not read since.
 
         That two lanes wait for each other for ever cannot be: who made a handle did so before anybody opened it. But
-        the handle may lie behind the very post for which this lane is read; then this lane has to wait.
+        the handle may lie behind the very post for which this lane is read; then this lane waits, and is read again.
         """
-        try:
-            self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
-        except LaneViolation:
+        if not self._posts.is_promised(session, ref):
             others = [each for each in tuple(self._lanes.values()) if each.heap == lane.heap and each is not lane]
-            nested = any(each.reading for each in others)
-            for other in others:
-                self._drain(other)
-            try:
-                self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
-            except LaneViolation:
-                if nested:  # the handle may have been posted behind what is being read there
-                    raise _NotYet from None
-                raise
+            if any(each.reading for each in others):
+                raise _NotYet
+            self._drain_all(others)
+        self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
 
     def _lease(self, session: Session, lane: Lane, entry: Submission) -> None:
         """Grant a block and wake the client, which wants no more for now; then grant the others that it asked for."""
@@ -311,7 +308,7 @@ class Lanes:
                     Answer.GRANTED, number, wanted, *block.ref, offset=block.offset, size=block.size, min_size=low
                 )
             )
-            lane.granted.append((segment.completed, block.ref.slot, block.size))
+            lane.granted.append((segment.completed, block.ref, block.size))
             if first:
                 self._ring(lane)
                 self._dispatcher.answered(lane.session, now)
@@ -413,7 +410,7 @@ class Lanes:
             barrier()
             lanes = [lane for lane in tuple(self._lanes.values()) if closing[lane.heap]]
             self._drain_all(lanes)
-            if any(not lane.broken and self._unread(lane) for lane in lanes):
+            if any(lane.blocked for lane in lanes):
                 self._loop.call_later(_TICK_SECONDS, self.settle)
                 return False
         self._dispatcher.perform(self._engine.sweep(closing, now=self._dispatcher.now()).effects)
@@ -421,17 +418,29 @@ class Lanes:
 
     def _drain_all(self, lanes: list[Lane]) -> None:
         """Do what was posted in these lanes, those included that wait for each other."""
-        for _ in range(len(lanes) + 1):
-            if not sum(self._drain(lane) for lane in lanes):
+        for _ in range(len(lanes) + 1):  # who waits for another is read in a later round
+            if not sum(self._drain(lane) for lane in lanes) or not any(lane.blocked for lane in lanes):
                 return
 
-    def _unread(self, lane: Lane) -> bool:
-        session = self._engine.sessions.find(lane.session)
-        return (
-            session is not None
-            and session.state is not SessionState.ENDING
-            and lane.segment.next_submission() is not None
-        )
+    @contextlib.contextmanager
+    def undisturbed(self, session: SessionId, refs: Sequence[BlockRef]) -> Iterator[None]:
+        """Transfer blocks in this context: before, their gates are closed, and who came through has been read.
+
+        Those that were not transferred after all get their gates back.
+        """
+        found = self._engine.sessions.find(session)
+        books = found.books if found is not None and refs else None
+        if books is None or not books.gates.watched:
+            yield
+            return
+        closed = [ref for ref in refs if books.close_gate(ref)]
+        barrier()
+        self.look()
+        try:
+            yield
+        finally:
+            for ref in closed:
+                books.restore_gate(ref)
 
     # -- recalling
 
@@ -446,7 +455,7 @@ class Lanes:
             closing = tuple(books.closing)
             barrier()
             self._drain_all(lanes)
-            if not any(self._unread(lane) for lane in lanes):
+            if not any(lane.blocked for lane in lanes):
                 books.sweep(closing)
         missing = max(wanted_bytes, books.total_bytes // _RECALL_PART) - (books.allocator.available_bytes - before)
         if missing > 0:
@@ -488,9 +497,9 @@ class Lanes:
     def _take_untaken(self, lane: Lane, session: Session, states: bytes, wanted_bytes: int) -> int:
         """Take back what was granted and is still in the ring; what the client does not use cannot be IN_USE."""
         freed = 0
-        for _, slot, size in lane.untaken():
-            ref = self._posts.may_be_cached(session, slot) if states[slot : slot + 1] != _IN_USE else None
-            if ref is not None and freed < wanted_bytes:
+        for _, ref, size in lane.untaken():
+            idle = states[ref.slot : ref.slot + 1] != _IN_USE and self._posts.may_be_cached(session, ref.slot) == ref
+            if idle and freed < wanted_bytes:
                 freed += self._posts.recall(session, ref, now=self._dispatcher.now())
                 lane.segment.recalled_bytes += size
                 lane.segment.recalled_blocks += 1

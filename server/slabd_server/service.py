@@ -121,13 +121,9 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def Share(self, request: pool_pb2.ShareRequest, context: Context) -> pool_pb2.ShareResponse:
         """Make handles. Nobody may be on its way to a block that is transferred."""
-        self._lanes.look()
-        outcome = self._engine.share(
-            self._key(request.session),
-            [wire.share_item(item) for item in request.items],
-            now=self._dispatcher.now(),
-            sequence=request.sequence,
-        )
+        key, items = self._key(request.session), [wire.share_item(item) for item in request.items]
+        with self._lanes.undisturbed(key.id, [item.ref for item in items if item.transfer]):
+            outcome = self._engine.share(key, items, now=self._dispatcher.now(), sequence=request.sequence)
         self._dispatcher.perform(outcome.effects)
         return pool_pb2.ShareResponse(results=[wire.share_result(result) for result in outcome.results])
 

@@ -67,7 +67,7 @@ def start(daemon: DaemonProcess, tmp_path: Path) -> subprocess.Popen[str]:
 
 
 def test_killing_traders_at_any_moment(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Processes that hand blocks around are killed at random and replaced: no reader sees a torn block, none is lost."""
+    """Processes that hand blocks around are killed at random and replaced: no block is torn, none is lost."""
     dice = random.Random(1)
     traders = [start(daemon, tmp_path) for _ in range(3)]
     handles: list[str] = []
@@ -180,7 +180,7 @@ STORM = """
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_a_storm_of_interrupts_loses_nothing(daemon: DaemonProcess, tmp_path: Path, seed: str) -> None:
-    """Struck hundreds of times in the middle of leasing, sharing, opening and releasing, a client has lost no block."""
+    """Struck hundreds of times while it leases, shares, opens and releases, a client loses no block."""
     first, used, all_of_it = run(daemon, tmp_path, STORM, seed).splitlines()
     done, struck = map(int, first.split())
     assert done > 10
@@ -191,7 +191,7 @@ def test_a_storm_of_interrupts_loses_nothing(daemon: DaemonProcess, tmp_path: Pa
 
 
 def test_forks_during_lane_traffic(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Children see what their parent had in use at the fork, unchanged, while threads of the parent lease and release."""
+    """Struck hundreds of times while it leases, shares, opens and releases, a client loses no block."""
     out = run(
         daemon,
         tmp_path,
@@ -276,9 +276,7 @@ def test_two_pools_of_one_process_hand_to_each_other(daemon: DaemonProcess) -> N
             except BaseException as error:  # noqa: BLE001 - the test shows it
                 failures.append(error)
 
-        threads = [
-            threading.Thread(target=play, args=arguments) for arguments in ((one, two, b"1"), (two, one, b"2"))
-        ]
+        threads = [threading.Thread(target=play, args=arguments) for arguments in ((one, two, b"1"), (two, one, b"2"))]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -33,7 +33,11 @@ def calls(daemon: DaemonProcess) -> dict[str, int]:
     """Return how many gRPC calls of clients the daemon has taken, by its own counters."""
     with urllib.request.urlopen(f"http://{daemon.status().metrics_address}/metrics", timeout=PATIENCE_SECONDS) as page:
         text = page.read().decode()
-    found = re.findall(r'^grpc_server_started_total\{grpc_method="(\w+)",grpc_service="slabd.v1.PoolService".*\} (.*)$', text, re.M)
+    found = re.findall(
+        r'^grpc_server_started_total\{grpc_method="(\w+)",grpc_service="slabd.v1.PoolService".*\} (.*)$',
+        text,
+        re.MULTILINE,
+    )
     assert found, text
     return {method: int(float(number)) for method, number in found if method != "GetStats"}
 
@@ -140,7 +144,7 @@ def test_any_kind_of_integer_hits(daemon: DaemonProcess) -> None:
                 pool.lease(wrong)  # type: ignore[arg-type]
         for options in ({"alignment": 4096.0}, {"label": 5}, {"label": "x" * 200}, {"timeout": -1}):
             with pytest.raises(slabd.SlabdError):
-                pool.lease(500, **options)  # type: ignore[arg-type]
+                pool.lease(500, **options)
         eventually(lambda: daemon.used == 0)
 
 
@@ -218,7 +222,9 @@ def test_who_holds_what_without_being_told(daemon: DaemonProcess, capsys: pytest
         assert (one.state, one.label, one.block.requested_size) == (LEASED, "camera 1", 900)
         assert "test_lane.py:" in one.call_site
         assert (two.state, two.label, two.block.requested_size, two.call_site) == (LEASED, "camera 2", 1000, "rig.py:7")
-        assert {lease.state for offset, lease in listed.items() if offset not in (first.offset, second.offset)} <= {CACHED}
+        assert {lease.state for offset, lease in listed.items() if offset not in (first.offset, second.offset)} <= {
+            CACHED
+        }
         assert slabctl(["--address", daemon.address, "leases"]) == 0
         out = capsys.readouterr().out
         for word in ("camera 1", "camera 2", "rig.py:7", "cached"):
@@ -407,7 +413,7 @@ def test_killed_right_after_sharing(daemon: DaemonProcess, tmp_path: Path, read:
         assert victim.stdout is not None
         assert victim.stdin is not None
         assert victim.stdout.readline() == "ready\n"
-        eventually(lambda: daemon.sessions())
+        eventually(daemon.sessions)
         daemon.stop()
         victim.stdin.write("go\n")
         victim.stdin.flush()
@@ -524,29 +530,13 @@ def test_a_script_that_just_ends(daemon: DaemonProcess, tmp_path: Path) -> None:
 
 
 def test_threads_lease_and_share_at_once(daemon: DaemonProcess) -> None:
-    """Eight threads lease, fill, share, open and release on two pools: every block is its lease's, and all come back."""
+    """Eight threads lease, fill, share, open and release on two pools: each block is its lease's, and all come back."""
     wrong: list[object] = []
 
     def work(number: int, mine: slabd.Pool, other: slabd.Pool) -> None:
         try:
-            for turn in range(300):
-                size = (64, 700, 3000, 9000, 70_000)[(number + turn) % 5]
-                mark = (number << 16 | turn).to_bytes(4, "little")
-                lease = mine.lease(size, label=f"thread {number}")
-                lease.view[:4] = lease.view[-4:] = mark
-                if turn % 3 == 0:
-                    handle = lease.share(opens=2)
-                    refs = [other.open(handle), mine.open(handle)]
-                    if turn % 2:
-                        lease.release()
-                    wrong.extend(ref for ref in refs if (bytes(ref.view[:4]), bytes(ref.view[-4:])) != (mark, mark))
-                    for ref in refs:
-                        ref.release()
-                if not lease.released and (bytes(lease.view[:4]), bytes(lease.view[-4:])) != (mark, mark):
-                    wrong.append(lease)
-                if turn % 7:
-                    lease.release()
-                del lease
+            for count in range(300):
+                wrong.extend(_play(number, count, mine, other))
         except BaseException as error:  # noqa: BLE001 - the test shows it
             wrong.append(error)
 
@@ -569,3 +559,23 @@ def test_threads_lease_and_share_at_once(daemon: DaemonProcess) -> None:
     finally:
         sys.setswitchinterval(before)
     eventually(lambda: not daemon.leases())
+
+
+def _play(number: int, count: int, mine: slabd.Pool, other: slabd.Pool) -> list[object]:
+    """Lease, fill and perhaps hand on a block, and release it or leave that to the collector; return what is wrong."""
+    mark = (number << 16 | count).to_bytes(4, "little")
+    lease = mine.lease((64, 700, 3000, 9000, 70_000)[(number + count) % 5], label=f"thread {number}")
+    lease.view[:4] = lease.view[-4:] = mark
+    refs: list[Any] = []
+    if count % 3 == 0:
+        handle = lease.share(opens=2)
+        refs = [other.open(handle), mine.open(handle)]
+        if count % 2:
+            lease.release()
+    blocks = refs if lease.released else [lease, *refs]
+    wrong = [block for block in blocks if (bytes(block.view[:4]), bytes(block.view[-4:])) != (mark, mark)]
+    for ref in refs:
+        ref.release()
+    if count % 7:
+        lease.release()
+    return wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,7 @@ from slabd_proto.lane import (
     pack_header,
     pack_purpose,
     pack_submission,
+    shut_word,
     unpack_completion,
     unpack_detail,
     unpack_header,
@@ -108,7 +110,7 @@ def test_other_laps_and_empty_rings_are_not_read(number: int, submission: Submis
 
 
 def test_an_empty_ring_of_entry_zero_is_not_read_either() -> None:
-    """Zeros do not verify as entry number 0, whose fields they would be: there is no such entry, and it has no checksum."""
+    """Zeros do not verify as entry number 0, whose fields they would be: they lack the checksum."""
     assert zlib.crc32(bytes(ENTRY_BYTES - 4)) != 0
     assert unpack_submission(0, bytes(ENTRY_BYTES)) is None
 
@@ -136,13 +138,13 @@ def test_nothing_overlaps(slots: int) -> None:
         (layout.since, slots * WORD_BYTES),
         (layout.total, 0),
     ]
-    for (start, size), (following, _) in zip(parts, parts[1:], strict=False):
+    for (start, size), (following, _) in pairwise(parts):
         assert start + size <= following
         assert following % mmap.PAGESIZE == 0
 
 
 def test_words_are_each_sides_own() -> None:
-    """No two words are the same, all lie in the header, and the changing ones of each side are on lines of their own."""
+    """No two words are the same, all lie in the header, and what each side changes is on lines of its own."""
     places = {word.value for word in Word}
     places |= {Word.CLASS_SIZES + index for index in range(CLASSES)}
     places |= {Word.CLASS_COUNTS + index for index in range(CLASSES)}
@@ -157,12 +159,12 @@ def test_words_are_each_sides_own() -> None:
 
 
 def test_words_that_mean_something_by_their_bits() -> None:
-    """ENDED reads as a recall that does not end; a gate's two words differ from each other and from other generations'."""
+    """ENDED reads as a recall that does not end; the words of a gate differ from each other and between generations."""
     assert ENDED % 2 == 1
-    words = [make(generation) for generation in range(5) for make in (open_word, closed_word)]
-    assert len(set(words)) == 10
+    words = [make(generation) for generation in range(5) for make in (open_word, shut_word, closed_word)]
+    assert len(set(words)) == 15
     assert open_word(2**32 - 1) < closed_word(2**32 - 1) < 2**64
-    assert State.FREE == 0  # what a page that was never touched says
+    assert State(0) is State.FREE  # what a page that was never touched says
     assert closed_word(0) != 0 == open_word(0)  # generations begin at 1, so an untouched word opens nothing
 
 
@@ -222,7 +224,7 @@ def test_purposes_come_back(label: str, call_site: str) -> None:
 
 @given(st.text("aß漢\ud800", min_size=80, max_size=300), st.text("aß漢", min_size=80, max_size=600))
 def test_long_purposes_are_cut(label: str, call_site: str) -> None:
-    """Texts that are too long lose their ends, wherever in a character that is, and the record stays within its place."""
+    """Texts that are too long lose their ends, wherever in a character that is, and the record has its place."""
     data = pack_purpose(label, call_site)
     assert len(data) < PURPOSE_BYTES
     found = unpack_purpose(data.ljust(PURPOSE_BYTES, b"\xff"))

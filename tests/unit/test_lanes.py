@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from tests.fixtures.descriptors import open_descriptors
 from tests.fixtures.engines import MIB
 from tests.fixtures.lanes import Hand, LaneWorld, name, until
 
@@ -26,7 +27,7 @@ from slabd_proto.lane import (
     pack_submission,
     shut_word,
 )
-from slabd_server import lanes as lanes_module
+from slabd_server.barrier import barrier
 from slabd_server.core import inspection
 from slabd_server.core.errors import LedgerFull, OutOfMemory, StaleHandle
 from slabd_server.core.records import Access, BlockRef, BlockState, Handle, SlotId
@@ -71,15 +72,15 @@ async def test_a_doorbell_is_answered(world: LaneWorld) -> None:
 async def test_it_polls_for_a_while_and_then_sleeps(world: LaneWorld) -> None:
     """After a ring the daemon looks by itself, says so, and says so no more when nothing has come for a while."""
     client = world.client()
-    assert not client.polled
+    assert not client.polled()
     client.ask(64)
     client.ring()
     await until(client.rang)
-    assert client.polled
+    assert client.polled()
     client.answers()
     client.ask(64)  # without a ring
     await until(client.answers)
-    await until(lambda: not client.polled)
+    await until(lambda: not client.polled())
     client.ask(64)
     await asyncio.sleep(0.05)
     assert not client.answers()
@@ -91,17 +92,16 @@ async def test_what_is_posted_as_it_falls_asleep_is_read(world: LaneWorld, monke
     """A client that finds the daemon polling does not ring, though the daemon is about to sleep: it is read first."""
     client = world.client()
     client.ring()
-    await until(lambda: client.polled)
+    await until(client.polled)
     posted: list[int] = []
-    real = lanes_module.barrier
 
     def post_before() -> None:
-        assert not client.polled
+        assert not client.polled()
         if not posted:
             posted.append(client.ask(64))
-        real()
+        barrier()
 
-    monkeypatch.setattr(lanes_module, "barrier", post_before)
+    monkeypatch.setattr("slabd_server.lanes.barrier", post_before)
     await until(lambda: posted)
     await until(client.answers)
     assert client.taken == posted[0]
@@ -119,14 +119,14 @@ async def test_calls_find_what_was_posted_before(world: LaneWorld) -> None:
 
 async def test_a_sessions_lane_goes_with_it(world: LaneWorld) -> None:
     """Forgotten, a lane has no descriptor left, and with the last one nobody watches the gates."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     key = world.session()
     assert world.lanes.open(world.engine.sessions.recognise(key)) is not None
     assert (len(world.lanes), world.table.watched) == (1, True)
     world.lanes.forget(key.id)
     world.lanes.forget(key.id)
     assert (len(world.lanes), world.table.watched) == (0, False)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("step", ["memory", "first eventfd", "second eventfd"])
@@ -141,15 +141,15 @@ async def test_without_memory_or_descriptors_there_is_no_lane(
 
     def eventfd(*arguments: int) -> int:
         made.append(1)
-        return refuse() if step != "memory" and len(made) == (1 if step == "first eventfd" else 2) else real(*arguments)  # type: ignore[no-any-return]
+        return refuse() if step != "memory" and len(made) == (1 if step == "first eventfd" else 2) else real(*arguments)
 
     if step == "memory":
         monkeypatch.setattr(LaneSegment, "create", refuse)
     monkeypatch.setattr(os, "eventfd", eventfd)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     key = world.session()
     assert world.lanes.open(world.engine.sessions.recognise(key)) is None
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     assert not world.table.watched
 
 
@@ -192,7 +192,7 @@ async def test_who_reads_no_answers_is_ended(world: LaneWorld) -> None:
 
 @pytest.mark.parametrize(("size", "alignment"), [(0, 1), (2 * MIB, 1), (2**64 - 1, 1), (64, 0), (64, 3), (64, 2**63)])
 async def test_what_cannot_be_had_is_refused(world: LaneWorld, size: int, alignment: int) -> None:
-    """An impossible request is refused, as one that comes too early is: the client asks again by gRPC, and is told why."""
+    """An impossible request is refused like one that comes too early: the client asks by gRPC, and is told why."""
     client = world.client()
     number = client.ask(size, alignment=alignment, quantity=3)
     world.drain(client)
@@ -312,7 +312,7 @@ async def test_a_gate_shuts_with_the_last_open(world: LaneWorld) -> None:
 
 
 async def test_a_block_is_kept_for_who_came_through_the_gate(world: LaneWorld) -> None:
-    """Before a block that was shared is free, every lane is read: an OPEN posted in time keeps it, and CLOSE ends that."""
+    """Before a block that was shared is free, every lane is read: an OPEN posted in time keeps it until its CLOSE."""
     maker, reader = world.client(), world.client()
     (block,) = world.grant(maker, 100)
     maker.post(Verb.SHARE, name(block), quantity=1, a=1_000_000, b=100)
@@ -328,22 +328,21 @@ async def test_a_block_is_kept_for_who_came_through_the_gate(world: LaneWorld) -
 
 
 async def test_the_gate_is_closed_before_anybody_is_read(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First the gate, then a barrier, then the lanes: who posts before the barrier is found, who comes later is late."""
+    """First the gate, then a barrier, then the lanes: who posts before the barrier is found, who comes later is not."""
     maker, reader = world.client(), world.client()
     (block,) = world.grant(maker, 100)
     maker.post(Verb.SHARE, name(block), quantity=1, a=1_000_000, b=100)
     maker.post(Verb.RETURN, name(block))
     world.drain(maker)
     seen: list[int] = []
-    real = lanes_module.barrier
 
     def at_the_barrier() -> None:
         seen.append(reader.generations[block.slot])
         if len(seen) == 1:
             reader.post(Verb.OPEN, name(block))
-        real()
+        barrier()
 
-    monkeypatch.setattr(lanes_module, "barrier", at_the_barrier)
+    monkeypatch.setattr("slabd_server.lanes.barrier", at_the_barrier)
     world.dispatcher.perform(world.advance(2.0))
     assert seen[0] == closed_word(block.generation)
     assert world.blocks() == 1
@@ -357,7 +356,7 @@ async def test_what_was_never_shared_needs_no_barrier(world: LaneWorld, monkeypa
     def no_barrier() -> None:
         raise AssertionError("a barrier")
 
-    monkeypatch.setattr(lanes_module, "barrier", no_barrier)
+    monkeypatch.setattr("slabd_server.lanes.barrier", no_barrier)
     client.post(Verb.RETURN, name(block))
     world.drain(client)
     assert world.blocks() == 0
@@ -412,13 +411,11 @@ async def test_a_hand_off_by_both_roads(world: LaneWorld) -> None:
 
 
 LIES: dict[str, Callable[[Hand, tuple[int, int]], object]] = {
+    "shares with nobody": lambda hand, mine: hand.post(Verb.SHARE, mine, quantity=0, b=5),
+    "shares for too long": lambda hand, mine: hand.post(Verb.SHARE, mine, quantity=1, a=2**64 - 1, b=5),
     "verb 0": lambda hand, _: hand.post(0),
     "verb 7": lambda hand, _: hand.post(7),
     "verb 255": lambda hand, _: hand.post(255),
-    "returns another's": lambda hand, other: hand.post(Verb.RETURN, other),
-    "resizes another's": lambda hand, other: hand.post(Verb.RESIZE, other, a=5),
-    "shares another's": lambda hand, other: hand.post(Verb.SHARE, other, quantity=1, b=5),
-    "opens what nobody shared": lambda hand, other: hand.post(Verb.OPEN, other),
 }
 
 
@@ -427,7 +424,7 @@ async def test_who_lies_is_ended_and_others_go_on(world: LaneWorld, lie: str) ->
     """A post that cannot be true ends its session and nothing else: what it holds comes back when it is gone."""
     liar, honest = world.client(), world.client()
     (mine,), (theirs,) = world.grant(liar, 64), world.grant(honest, 64)
-    LIES[lie](liar, name(theirs))
+    LIES[lie](liar, name(mine))
     liar.post(Verb.RETURN, name(mine))
     world.drain(liar)
     await until(lambda: not world.lives(liar))
@@ -439,6 +436,18 @@ async def test_who_lies_is_ended_and_others_go_on(world: LaneWorld, lie: str) ->
     assert liar.taken == 1  # the lie was not taken, and nothing behind it
     world.dispatcher.perform(world.die(liar.key))
     assert world.blocks() == 1
+
+
+@pytest.mark.parametrize("verb", [Verb.RETURN, Verb.RESIZE, Verb.SHARE, Verb.CLOSE])
+async def test_anothers_block_is_left_alone(world: LaneWorld, verb: Verb) -> None:
+    """A post about a block that is another session's changes nothing."""
+    client, other = world.client(), world.client()
+    (theirs,) = world.grant(other, 64)
+    client.post(verb, name(theirs), quantity=1, a=5, b=5)
+    world.drain(client)
+    record = world.heap.books.ledger.get(SlotId(theirs.slot))
+    assert (record.session, record.pending, record.c) == (other.key.id, 0, 64)
+    assert client.taken == 1
 
 
 @pytest.mark.parametrize("opens", [0, 65_536, 2**32 - 1])
@@ -470,7 +479,7 @@ async def test_a_read_only_session_only_opens(world: LaneWorld) -> None:
 @pytest.mark.parametrize("verb", [Verb.RETURN, Verb.RESIZE, Verb.SHARE, Verb.OPEN, Verb.CLOSE])
 @pytest.mark.parametrize("block", [(0, 0), (1, 2**32 - 1), (2**32 - 1, 2**32 - 1), (500_000, 1)])
 async def test_what_is_gone_may_be_named(world: LaneWorld, verb: Verb, block: tuple[int, int]) -> None:
-    """A post about a block that is not granted any more, or never was, changes nothing: it may have been recalled."""
+    """A post about a block that is not granted any more changes nothing: it may have been recalled."""
     client = world.client()
     world.grant(client, 64)
     client.post(verb, block, quantity=1, a=2**64 - 1, b=2**64 - 1)
@@ -482,7 +491,7 @@ async def test_what_is_gone_may_be_named(world: LaneWorld, verb: Verb, block: tu
 
 @pytest.mark.parametrize("verb", [Verb.RESIZE, Verb.SHARE])
 async def test_sizes_are_cut_to_the_block(world: LaneWorld, verb: Verb) -> None:
-    """However many bytes a client says it uses of a block, the books count no more than it has, and no less than one."""
+    """However many bytes a client says it uses of a block, the books count no more than it has, and at least one."""
     client = world.client()
     (block,) = world.grant(client, 100)
     for size, counted in ((2**64 - 1, 128), (0, 1), (77, 77)):
@@ -546,7 +555,7 @@ async def test_a_damaged_entry_is_not_read(world: LaneWorld) -> None:
 
 
 async def test_a_full_ledger_postpones(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An open that cannot be noted for want of memory stays unread, keeps its block, and is read when there is memory."""
+    """An open that cannot be noted for want of memory stays unread, keeps its block, and is read when there is some."""
     maker, reader = world.client(), world.client()
     (block,) = world.grant(maker, 100)
     maker.post(Verb.SHARE, name(block), quantity=1, a=1_000_000, b=100)
@@ -599,16 +608,15 @@ async def test_a_recall_announces_itself_first(world: LaneWorld, monkeypatch: py
     for block in blocks:
         client.cache(name(block), block.size)
     seen: list[tuple[int, list[bool]]] = []
-    real = lanes_module.barrier
 
     def at_the_barrier() -> None:
         mine = [client.generations[block.slot] == open_word(block.generation) for block in blocks]
         seen.append((client.attention, mine))
         if len(seen) == 1:
             client.say(blocks[0].slot, State.IN_USE, size=1)  # leased in the last moment
-        real()
+        barrier()
 
-    monkeypatch.setattr(lanes_module, "barrier", at_the_barrier)
+    monkeypatch.setattr("slabd_server.lanes.barrier", at_the_barrier)
     with pytest.raises(OutOfMemory):
         world.lease(other, MIB)
     assert seen[:2] == [(1, [True] * 4), (1, [True, False, False, False])]
@@ -702,7 +710,9 @@ async def test_unread_returns_are_read_before_anything_is_recalled(world: LaneWo
     assert keeps.lane.segment.recalled_blocks == 0
 
 
-async def test_closing_blocks_are_swept_before_a_heap_is_full(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_blocks_are_swept_before_a_heap_is_full(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A block that was shared and given back serves the next request that would not fit without it."""
     client = world.client()
     (block,) = world.grant(client, MIB)
@@ -760,7 +770,7 @@ async def test_an_ended_sessions_posts_still_happen(world: LaneWorld) -> None:
 
 
 async def test_leases_are_described_by_those_who_have_them(world: LaneWorld) -> None:
-    """Label, requested size, call site and age of a lease, and which blocks are cached, are as its client wrote them."""
+    """Label, requested size, call site and age of a lease, and what is cached, are as its client wrote them."""
     client = world.client()
     used, idle, silent = world.grant(client, 1000, 3)
     world.now += 10.0

@@ -304,7 +304,7 @@ class Books:
         record = self.ledger.get(slot)
         self.orphans.remove(slot)
         self._adopt(account, slot, record.b)
-        flags = record.flags & ~Flag.TRANSFER
+        flags = record.flags & ~(Flag.TRANSFER | Flag.LANE)  # no cache of the new owner's knows it
         changed = record._replace(session=account.id, flags=flags, pending=0, sequence=sequence, time=now)
         self._restate(slot, self.ledger.update(slot, changed))
 
@@ -396,6 +396,24 @@ class Books:
         self.ledger.drop(slot, record.generation, session=actor, sequence=sequence)
         self.allocator.free(record.a)
         return record.b
+
+    def close_gate(self, ref: BlockRef) -> bool:
+        """Close a granted block's gate, because it is to be transferred; return whether there is such a block."""
+        record = self.ledger.get(ref.slot)
+        if record.kind is not Kind.BLOCK or record.generation != ref.generation:
+            return False
+        self.gates.close(ref.slot, ref.generation)
+        return True
+
+    def restore_gate(self, ref: BlockRef) -> None:
+        """Set the gate of a block as its handles want it: of one that is being transferred it stays closed."""
+        record = self.ledger.get(ref.slot)
+        if record.kind is not Kind.BLOCK or record.generation != ref.generation or record.flags & Flag.TRANSFER:
+            return
+        if record.pending or not record.flags & Flag.SHARED:
+            self.gates.open(ref.slot, ref.generation)
+        elif ref.slot not in self.closing:
+            self.gates.shut(ref.slot, ref.generation)
 
     # -- looking up
 

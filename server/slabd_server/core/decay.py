@@ -28,13 +28,14 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.errors import InvariantBroken, OutOfMemory
+from slabd_server.core.errors import InvariantBroken, OutOfMemory, Searching
 from slabd_server.core.extents import Extents, FitIndex
 from slabd_server.core.sizes import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from slabd_server.core.extents import IntSet
     from slabd_server.core.memory import Memory
+    from slabd_server.core.patience import Patience
 
 STEP_BYTES: Final = 64 << 20
 STEP_RANGES: Final = 256
@@ -46,13 +47,13 @@ class DecayingExtents(Extents):
 
     __slots__ = ("_holed", "_memory", "_old", "_solid", "_young")
 
-    def __init__(self, pages: int, phase: int, memory: Memory) -> None:
+    def __init__(self, pages: int, phase: int, memory: Memory, patience: Patience | None = None) -> None:
         self._memory = memory
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
         self._holed: set[int] = set()
         self._solid = FitIndex()
-        super().__init__(pages, phase)
+        super().__init__(pages, phase, patience)
         self._ordered()
 
     @property
@@ -69,8 +70,8 @@ class DecayingExtents(Extents):
         while self._old:
             if not pages or not pieces:
                 return True
-            first = next(iter(self._old))
-            length = self._old.pop(first)
+            # Not the first one: next(iter()) walks over all that was taken out before, each time anew.
+            first, length = self._old.popitem()
             start, end = self._next_free(first, first + length)
             if start < end:
                 end = min(end, start + pages)
@@ -87,11 +88,11 @@ class DecayingExtents(Extents):
         """Return the first free pages [start, end) in [first, behind); two times `behind` when there are none."""
         order = self._ordered()
         start = order.at_most(first)
-        if start < 0 or start + self._pages[start] <= first:
+        if start < 0 or start + self._tags.length(start) <= first:
             start = order.at_least(first)
             if not first <= start < behind:
                 return behind, behind
-        return max(start, first), min(start + self._pages[start], behind)
+        return max(start, first), min(start + self._tags.length(start), behind)
 
     def _ordered(self) -> IntSet:
         """Return the order of the ranges, which is always there: a run may lie in the middle of a range."""
@@ -130,10 +131,12 @@ class DecayingExtents(Extents):
         """
         try:
             return super().take_aligned(pages, alignment)
+        except Searching:
+            raise
         except OutOfMemory:
             for start in islice(self._solid.at_least(pages), TRIES_MAX):
                 first = start + self._gap(start, alignment)
-                if first + pages <= start + self._pages[start]:
+                if first + pages <= start + self._tags.length(start):
                     self._cut(start, first, pages)
                     return first
             start = self._solid.best(pages + alignment - 1)
@@ -155,7 +158,7 @@ class DecayingExtents(Extents):
 
     def give(self, first: int, pages: int) -> int:
         """Make pages free again; see Extents. They are young, and what they join is as old as it was."""
-        before = self._starts.get(first, first)
+        before = first - self.range_until(first)
         holed = before in self._holed or first + pages in self._holed
         super().give(first, pages)
         older = self._old.pop(first, 0)
@@ -166,26 +169,23 @@ class DecayingExtents(Extents):
             self._dig(before)
         return before
 
-    def _cut_front(self, start: int, pages: int) -> None:
-        self._cut(start, start, pages)
-
     def _cut(self, start: int, first: int, pages: int) -> None:
         holed = start in self._holed
         if holed:
             self._memory.commit(first << PAGE_SHIFT, pages << PAGE_SHIFT)
-        end = start + self._pages[start]
+        end = start + self._tags.length(start)
         super()._cut(start, first, pages)
         if holed:
             for part in (start, first + pages):
                 if part < first or first + pages <= part < end:
                     self._dig(part)
 
-    def _link(self, start: int, length: int) -> None:
-        super()._link(start, length)
+    def _index(self, start: int, length: int) -> None:
+        super()._index(start, length)
         self._solid.add(start, length)
 
-    def _unlink(self, start: int, length: int) -> None:
-        super()._unlink(start, length)
+    def _unindex(self, start: int, length: int) -> None:
+        super()._unindex(start, length)
         if start in self._holed:
             self._holed.remove(start)
         else:
@@ -195,7 +195,7 @@ class DecayingExtents(Extents):
         """Note that the free range that begins at `start` may have a hole."""
         if start not in self._holed:
             self._holed.add(start)
-            self._solid.remove(start, self._pages[start])
+            self._solid.remove(start, self._tags.length(start))
 
     def tidy(self) -> None:
         """Give up the room of ranges that are gone; see Extents."""
@@ -205,14 +205,14 @@ class DecayingExtents(Extents):
     def check(self) -> None:
         """Raise `InvariantBroken` when a rule of the module's docstring does not hold. Linear."""
         super().check()
-        if strays := self._holed - self._pages.keys():
+        if strays := self._holed - dict(self).keys():
             raise InvariantBroken(f"ranges with holes that are not free: {sorted(strays)[:10]}")
-        self._solid.check({start: pages for start, pages in self._pages.items() if start not in self._holed})
+        self._solid.check({start: pages for start, pages in self if start not in self._holed})
         runs = [*self._young.items(), *self._old.items()]
         if empty := [first for first, pages in runs if pages <= 0]:
             raise InvariantBroken(f"runs without a page: {sorted(empty)[:10]}")
         aging = _joined(runs)
-        for start, length in self._pages.items():
+        for start, length in self:
             if start not in self._holed and not _covers(aging, start, start + length):
                 raise InvariantBroken(f"pages from {start} to {start + length} exist, and not all of them age")
 

@@ -8,35 +8,55 @@ A binary buddy could not keep the first promise: it splits and joins at powers o
 
 Invariants, for the set F of free ranges [s, s + n):
 
-    _pages[s] = n  and  _starts[s + n] = s           exactly for the ranges of F (boundary tags)
-    [s, s + n) in F  =>  s + n not in _pages         neighbours are joined at once
-    _fits.ranges[n] = { s : _pages[s] = n }          best fit by exact page count
+    _tags has s and n, and s for s + n               exactly for the ranges of F (boundary tags)
+    [s, s + n) in F  =>  no range begins at s + n    neighbours are joined at once
+    _pages, _starts = the tags at hand               what is put away is taken out before it changes
+    _fits has each s under the length n              best fit by exact page count
     free_pages = sum of n over F
-    for each a in _aligned:  _aligned[a].ranges[m] = { s : room(s, n, a) = m }, m > 0
+    for each a in _aligned:  its fits have s under room(s, n, a), if that is > 0, for all of F that it has read:
+                             what is not in `due`, and at hand or in the first `parts` parts of the tags
     _order, when it exists, holds exactly the starts of F
 
 where room(s, n, a) is how many pages are left of [s, s + n) from its first multiple of `a` on.
 
-Two indexes are made on demand, and let go once they have idled for as many changes as they cost to make, so that they
-are paid for only by those who use them: `_aligned` (an alignment above a page, when neither the best fit nor a
-range so long that any start will do has served the request), and `_order` (the range that contains a given page, for
-rebuilding from a ledger).
+Two indexes are there for some only, who pay for them, and are let go once they have idled for as many changes as they
+cost to make:
+
+- `_aligned`, for an alignment above a page, when neither the best fit nor a range so long that any start will do has
+  served the request. It is read from the tags part by part, as far as there is `patience` in one step, and not let
+  go while a search is pending.
+- `_order`, the range that contains a given page, for rebuilding from a ledger. A heap begins with it, when there is
+  one range, and each block taken at a given place keeps it. So a rebuild never makes it: it costs one look-up for each
+  range that changes, O(n) in all. Who lets it go first, by as many other changes as there are ranges and `_MIN_IDLE`
+  more, has paid for one pass over these ranges when it is made again.
+
+No operation is long: most tags are in parts (`tags`), and of very many ranges of one length most are in bitmaps.
 """
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from slabd_server.core.errors import InvariantBroken
-from slabd_server.core.spare import EACH, LOOSE, without_spare
+from slabd_server.core.errors import InvariantBroken, Searching
+from slabd_server.core.patience import Patience
+from slabd_server.core.spare import LOOSE, without_spare
+from slabd_server.core.tags import Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 NOWHERE: Final = -1
 _MIN_IDLE: Final = 1024
 _ALIGNED_MAX: Final = 2
+# So many ranges, or parts of the tags, are read for one look of `patience`.
+_A_LOOK: Final = 16
+# So many ranges of one length are in a dictionary at most, and that many move at a time.
+SPILL: Final = 16384
+_AT_ONCE: Final = 256
+_SLACK: Final = 4096
+# So many times there is nothing to tidy but parts of tables.
+_EACH: Final = 16
 _SHIFT: Final = 10
 _LOW: Final = (1 << _SHIFT) - 1
 
@@ -141,15 +161,19 @@ def _lowest(word: int) -> int:
 class FitIndex:
     """Ranges by length: the best fit for a request is one look-up and one search.
 
-    `ranges[n]` are the starts of the ranges of length n, never empty; `_lengths` is the set of these n. Among equals
-    the one that was freed last is taken: its pages are the warmest.
+    `ranges[n]` are starts of ranges of length n, never empty; `_lengths` is the set of these n. Among equals the one
+    that was freed last is taken: its pages are the warmest. Where there are more than `SPILL` of a length, those freed
+    first are in the set `_spilled[n]` instead, and come back when no other is left: a dictionary of as many would stop
+    everybody each time it grows.
     """
 
-    __slots__ = ("_lengths", "ranges")
+    __slots__ = ("_lengths", "_spilled", "_tidied", "ranges")
 
     def __init__(self) -> None:
         self.ranges: dict[int, dict[int, None]] = {}
         self._lengths = IntSet()
+        self._spilled: dict[int, IntSet] = {}
+        self._tidied = 0
 
     def add(self, start: int, length: int) -> None:
         """Enter a range."""
@@ -157,22 +181,54 @@ class FitIndex:
         if starts is None:
             self.ranges[length] = {start: None}
             self._lengths.add(length)
-        else:
-            starts[start] = None
+            return
+        starts[start] = None
+        if len(starts) > SPILL:
+            self._spill(length, starts)
 
     def remove(self, start: int, length: int) -> None:
         """Strike out a range."""
         starts = self.ranges[length]
+        if start not in starts:
+            self._remove_spilled(start, length)
+            return
         if len(starts) > 1:
             del starts[start]
+        elif length in self._spilled:
+            self._unspill(length)
         else:
             del self.ranges[length]
             self._lengths.remove(length)
 
+    def _spill(self, length: int, starts: dict[int, None]) -> None:
+        """Move some, those freed first."""
+        spilled = self._spilled.setdefault(length, IntSet())
+        for start in list(islice(starts, _AT_ONCE)):
+            del starts[start]
+            spilled.add(start)
+
+    def _unspill(self, length: int) -> None:
+        """Put some that were moved in the place of those that are gone: the last of the heap first."""
+        spilled = self._spilled[length]
+        starts = self.ranges[length] = {}
+        while len(starts) < _AT_ONCE and (start := spilled.largest()) >= 0:
+            spilled.remove(start)
+            starts[start] = None
+        if spilled.largest() < 0:
+            del self._spilled[length]
+
+    def _remove_spilled(self, start: int, length: int) -> None:
+        spilled = self._spilled[length]
+        spilled.remove(start)
+        if spilled.largest() < 0:
+            del self._spilled[length]
+
     def tidy(self) -> None:
-        """Give up the room of ranges that are gone. Where there are more lengths than are looked at, none has much."""
-        for length, starts in tuple(islice(self.ranges.items(), EACH)):
-            self.ranges[length] = without_spare(starts, LOOSE)
+        """Give up the room of ranges that are gone, for one length; the next time, for the next."""
+        length = self._lengths.at_least(self._tidied)
+        if length >= 0:
+            self.ranges[length] = without_spare(self.ranges[length], LOOSE, _SLACK)
+        self._tidied = length + 1
 
     def best(self, length: int) -> int:
         """Return the start of a shortest range that has `length` or more, or -1."""
@@ -191,8 +247,13 @@ class FitIndex:
         """Yield the starts of the ranges that have `length` or more, the shortest first. Take nothing meanwhile."""
         length = self._lengths.at_least(length)
         while length >= 0:
-            yield from self.ranges[length]
+            yield from self.starts(length)
             length = self._lengths.at_least(length + 1)
+
+    def starts(self, length: int) -> Iterator[int]:
+        """Yield the starts of the ranges of this length, of which there are some. Take nothing meanwhile."""
+        yield from self.ranges[length]
+        yield from self._spilled.get(length, ())
 
     def longest(self) -> int:
         """Return the length of the longest range; 0 when there is none."""
@@ -203,12 +264,46 @@ class FitIndex:
         return max(self._lengths.at_most(length), 0)
 
     def check(self, expected: dict[int, int]) -> None:
-        """Raise `InvariantBroken` unless exactly the ranges `{start: length}` are entered."""
-        entered = {start: length for length, starts in self.ranges.items() for start in starts}
-        if entered != expected:
-            raise InvariantBroken(f"index holds {len(entered)} ranges, expected {len(expected)}, or of other lengths")
-        if set(self._lengths) != set(self.ranges):
+        """Raise `InvariantBroken` unless exactly the ranges `{start: length}` are entered, each once. Linear."""
+        listed = [(start, length) for length in self.ranges for start in self.starts(length)]
+        if len(listed) != len(expected) or dict(listed) != expected:
+            raise InvariantBroken(f"index holds {len(listed)} ranges, expected {len(expected)}, or of other lengths")
+        if set(self._lengths) != set(self.ranges) or not self._spilled.keys() <= self.ranges.keys():
             raise InvariantBroken(f"index knows lengths {set(self._lengths) ^ set(self.ranges)} on one side only")
+        if not all(self.ranges.values()) or any(spilled.largest() < 0 for spilled in self._spilled.values()):
+            raise InvariantBroken(f"of {len(self.ranges)} lengths one has no range at hand")
+
+
+class Rooms:
+    """The free ranges by their room at one alignment, as far as they have been read.
+
+    `due` are the starts that are to be read next, those of the tags at hand first; `parts` is how many parts of the
+    tags have been read, or are due. `idle` is how many changes there may be until the index is let go.
+    """
+
+    __slots__ = ("due", "fits", "idle", "parts")
+
+    def __init__(self, due: Iterable[int]) -> None:
+        self.due = set(due)
+        self.fits = FitIndex()
+        self.idle = 0
+        self.parts = 0
+
+
+class PagesSearch(NamedTuple):
+    """A search for pages at an alignment that has run out of patience. See `Search`."""
+
+    extents: Extents
+    pages: int
+    alignment: int
+
+    def backlog(self) -> int:
+        """Return 0: what changes meanwhile is entered at once, or read with its part."""
+        return 0
+
+    def step(self) -> None:
+        """Go on. Raise `Searching` when that is not to the end."""
+        self.extents.find_aligned(self.pages, self.alignment)
 
 
 class Extents:
@@ -217,27 +312,31 @@ class Extents:
     __slots__ = (
         "_aligned",
         "_fits",
-        "_idle",
         "_order",
         "_order_idle",
         "_pages",
+        "_patience",
         "_phase",
         "_starts",
+        "_tags",
+        "_turn",
         "free_pages",
         "pages",
     )
 
-    def __init__(self, pages: int, phase: int = 0) -> None:
+    def __init__(self, pages: int, phase: int = 0, patience: Patience | None = None) -> None:
         self._phase = phase
+        self._patience = patience or Patience(None)
         self.pages = 0
         self.free_pages = 0
-        self._pages: dict[int, int] = {}
-        self._starts: dict[int, int] = {}
+        self._tags = Tags(pages)
+        # These are never replaced: what every change needs is one look away.
+        self._pages, self._starts = self._tags.pages, self._tags.starts
         self._fits = FitIndex()
-        self._aligned: dict[int, FitIndex] = {}
-        self._idle: dict[int, int] = {}
-        self._order: IntSet | None = None
-        self._order_idle = 0
+        self._aligned: dict[int, Rooms] = {}
+        self._order: IntSet | None = IntSet()
+        self._order_idle = _MIN_IDLE
+        self._turn = 0
         self.grow(pages)
 
     # -- taking
@@ -253,10 +352,10 @@ class Extents:
 
     def _cut_from(self, start: int, pages: int) -> int:
         if pages == 1:
-            first = start + self._pages[start] - 1
+            first = start + self._tags.length(start) - 1
             self._cut(start, first, 1)
             return first
-        self._cut_front(start, pages)
+        self._cut(start, start, pages)
         return start
 
     def take_up_to(self, pages: int, at_least: int = 1) -> tuple[int, int]:
@@ -276,12 +375,20 @@ class Extents:
         if not pages:
             return NOWHERE, 0
         start = fits.best(pages)
-        self._cut_front(start, pages)
+        self._cut(start, start, pages)
         return start, pages
 
     def take_aligned(self, pages: int, alignment: int) -> int:
-        """Take `pages` pages from a multiple of `alignment` pages on (absolute numbers); return the first, or -1."""
-        start = self._find_aligned(pages, alignment)
+        """Take `pages` pages from a multiple of `alignment` pages on (absolute numbers); return the first, or -1.
+
+        Raises:
+            Searching: there is no patience left in this step; the search is pending, and nothing has changed.
+        """
+        try:
+            start = self.find_aligned(pages, alignment)
+        except Searching:
+            self._patience.suspend(PagesSearch(self, pages, alignment))
+            raise
         if start < 0:
             return NOWHERE
         first = start + self._gap(start, alignment)
@@ -291,17 +398,20 @@ class Extents:
     def take_at(self, first: int, pages: int) -> bool:
         """Take exactly the pages [first, first + pages); False, and nothing changed, when they are not all free."""
         start = self._containing(first, pages)
-        if start < 0 or first + pages > start + self._pages[start]:
+        if start < 0 or first + pages > start + self._tags.length(start):
             return False
         self._cut(start, first, pages)
         return True
 
     def _containing(self, first: int, pages: int) -> int:
-        # At either end of a range the tags know it, and the order need not be made.
-        if first in self._pages:
-            return first
-        start = self._starts.get(first + pages, NOWHERE)
-        return start if NOWHERE < start < first else self._ordered().at_most(first)
+        if self._order is None:
+            # At either end of a range the tags know it, and the order need not be made.
+            if self._tags.length(first):
+                return first
+            start = self._tags.start(first + pages)
+            if NOWHERE < start < first:
+                return start
+        return self._ordered().at_most(first)
 
     # -- giving back
 
@@ -309,15 +419,28 @@ class Extents:
         """Make the pages [first, first + pages), none of which is free, free again; return where their range begins."""
         self.free_pages += pages
         start, end = first, first + pages
-        before = self._starts.get(first)
-        if before is not None:
-            self._unlink(before, first - before)
+        fits, indexed = self._fits, self._aligned or self._order is not None
+        if self._tags.away:
+            self._take_out(self._tags.start(first))
+            self._take_out(end)
+        before = self._starts.pop(first, NOWHERE)
+        if before >= 0:
+            fits.remove(before, first - before)
+            if indexed:
+                self._unindex(before, first - before)
             start = before
-        after = self._pages.get(end)
-        if after is not None:
-            self._unlink(end, after)
+        after = self._pages.pop(end, 0)
+        if after:
+            fits.remove(end, after)
+            if indexed:
+                self._unindex(end, after)
             end += after
-        self._link(start, end - start)
+        # The other tags of ranges that it joins are overwritten.
+        self._pages[start] = end - start
+        self._starts[end] = start
+        fits.add(start, end - start)
+        if indexed:
+            self._index(start, end - start)
         return start
 
     def grow(self, pages: int) -> None:
@@ -328,17 +451,21 @@ class Extents:
             self.give(first, pages)
 
     def tidy(self) -> None:
-        """Give up the room of ranges that are gone; to be called once in `EACH` changes or so. See `spare`."""
-        self._pages = without_spare(self._pages, LOOSE)
-        self._starts = without_spare(self._starts, LOOSE)
-        self._fits.tidy()
+        """Give up the room of ranges that are gone, in one part of the tables; the next time, in the next."""
+        self._turn += 1
+        for start in self._tags.oldest():
+            self._put_away(start)
+        if self._tags.away or not self._turn % _EACH:
+            self._tags.tidy()
+        if not self._turn % _EACH:
+            self._fits.tidy()
 
     # -- asking
 
     @property
     def ranges(self) -> int:
         """How many free ranges there are."""
-        return len(self._pages)
+        return len(self._tags)
 
     @property
     def longest(self) -> int:
@@ -347,126 +474,167 @@ class Extents:
 
     def range_from(self, first: int) -> int:
         """Return the length of the free range that begins at page `first`, 0 if none does."""
-        return self._pages.get(first, 0)
+        return self._tags.length(first)
 
     def free_until(self, page: int) -> int:
         """Return the page behind the free range that contains `page`, or -1 when it is not free."""
         start = self._ordered().at_most(page)
-        end = start + self._pages[start] if start >= 0 else NOWHERE
+        end = start + self._tags.length(start) if start >= 0 else NOWHERE
         return end if end > page else NOWHERE
 
     def range_until(self, end: int) -> int:
         """Return the length of the free range that ends before page `end`, 0 if none does."""
-        return end - self._starts.get(end, end)
+        start = self._tags.start(end)
+        return end - start if start >= 0 else 0
 
     def may_lack(self, start: int) -> bool:  # noqa: ARG002 -- `decay` knows those that do
         """Tell whether the free range that begins at page `start` may have pages that do not exist: here, none has."""
         return False
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self._pages.items())
+        return iter(self._tags)
 
     def __repr__(self) -> str:
         return f"<Extents {self.free_pages} of {self.pages} pages free in {self.ranges} ranges, longest {self.longest}>"
 
-    # -- the two ways a range changes
-
-    def _cut_front(self, start: int, pages: int) -> None:
-        length = self._pages[start]
-        self._unlink(start, length)
-        if length > pages:
-            self._link(start + pages, length - pages)
-        self.free_pages -= pages
+    # -- the other way a range changes
 
     def _cut(self, start: int, first: int, pages: int) -> None:
-        length = self._pages[start]
-        end = first + pages
-        self._unlink(start, length)
-        if first > start:
-            self._link(start, first - start)
-        if end < start + length:
-            self._link(end, start + length - end)
+        """Take the pages [first, first + pages) out of the range that begins at `start`."""
+        fits, indexed = self._fits, self._aligned or self._order is not None
+        if self._tags.away:
+            self._take_out(start)
+        length = self._pages.pop(start)
+        behind, end = first + pages, start + length
+        fits.remove(start, length)
+        if indexed:
+            self._unindex(start, length)
+        if behind < end:
+            self._pages[behind] = end - behind
+            self._starts[end] = behind
+            fits.add(behind, end - behind)
+            if indexed:
+                self._index(behind, end - behind)
+        else:
+            del self._starts[end]
+        if start < first:
+            self._pages[start] = first - start
+            self._starts[first] = start
+            fits.add(start, first - start)
+            if indexed:
+                self._index(start, first - start)
         self.free_pages -= pages
 
-    def _link(self, start: int, length: int) -> None:
-        self._pages[start] = length
-        self._starts[start + length] = start
-        self._fits.add(start, length)
-        if self._aligned or self._order is not None:
-            self._index(start, length)
+    def _take_out(self, start: int) -> None:
+        """Have the tags of a range at hand, if there is one that begins at page `start` and they are not."""
+        if self._tags.is_away(start):
+            self._tags.take_out(start)
+            for alignment, rooms in self._aligned.items():
+                if start & self._tags.mask >= rooms.parts:
+                    self._enter(rooms, alignment, start, self._pages[start])
 
-    def _unlink(self, start: int, length: int) -> None:
-        del self._pages[start]
-        del self._starts[start + length]
-        self._fits.remove(start, length)
-        if self._aligned or self._order is not None:
-            self._unindex(start, length)
+    def _put_away(self, start: int) -> None:
+        """Put the tags of a range away, into a part that may be still to be read."""
+        for alignment, rooms in self._aligned.items():
+            if start & self._tags.mask >= rooms.parts:
+                self._strike_out(rooms, alignment, start, self._pages[start])
+        self._tags.put_away(start)
 
     # -- the indexes on demand
 
     def _gap(self, start: int, alignment: int) -> int:
         return -(start + self._phase) & (alignment - 1)
 
-    def _find_aligned(self, pages: int, alignment: int) -> int:
+    def find_aligned(self, pages: int, alignment: int) -> int:
+        """Return the start of a range with so many pages from a multiple of `alignment` pages on, or -1.
+
+        Raises:
+            Searching: there is no patience left in this step; what has been found out is kept.
+        """
         fits = self._fits
         start = fits.best(pages)
         if start < 0:
             return NOWHERE
-        if self._gap(start, alignment) + pages <= self._pages[start]:
+        if self._gap(start, alignment) + pages <= self._tags.length(start):
             return start
         start = fits.best(pages + alignment - 1)
-        return start if start >= 0 else self._rooms(alignment).best(pages)
+        if start >= 0:
+            return start
+        rooms = self._rooms(alignment)
+        while (start := rooms.fits.best(pages)) < 0 and self._has_more(rooms):
+            self._read(rooms, alignment)
+        return start
 
-    def _rooms(self, alignment: int) -> FitIndex:
-        index = self._aligned.get(alignment)
-        if index is None:
+    def _rooms(self, alignment: int) -> Rooms:
+        rooms = self._aligned.get(alignment)
+        if rooms is None:
             while len(self._aligned) >= _ALIGNED_MAX:  # whoever goes through all alignments is not to slow others down
-                oldest = next(iter(self._aligned))
-                del self._aligned[oldest], self._idle[oldest]
-            index = self._aligned[alignment] = FitIndex()
-            for start, length in self._pages.items():
-                room = length - self._gap(start, alignment)
-                if room > 0:
-                    index.add(start, room)
-        self._idle[alignment] = len(self._pages) + _MIN_IDLE
-        return index
+                del self._aligned[next(iter(self._aligned))]
+            rooms = self._aligned[alignment] = Rooms(self._pages)
+        rooms.idle = len(self._tags) + _MIN_IDLE
+        return rooms
+
+    def _has_more(self, rooms: Rooms) -> bool:
+        return bool(rooms.due) or rooms.parts < self._tags.parts
+
+    def _read(self, rooms: Rooms, alignment: int) -> None:
+        """Enter some ranges that are in the tags and have not been read, for one look."""
+        self._patience.require()
+        self._patience.left -= 1
+        for _ in range(_A_LOOK):
+            if rooms.due:
+                start = rooms.due.pop()
+                self._enter(rooms, alignment, start, self._tags.length(start))
+            elif rooms.parts < self._tags.parts:
+                rooms.due = self._tags.in_part(rooms.parts)
+                rooms.parts += 1
+
+    def _enter(self, rooms: Rooms, alignment: int, start: int, length: int) -> None:
+        room = length - self._gap(start, alignment)
+        if room > 0:
+            rooms.fits.add(start, room)
+
+    def _strike_out(self, rooms: Rooms, alignment: int, start: int, length: int) -> None:
+        room = length - self._gap(start, alignment)
+        if start in rooms.due:
+            rooms.due.remove(start)
+        elif room > 0:
+            rooms.fits.remove(start, room)
 
     def _ordered(self) -> IntSet:
         order = self._order
         if order is None:
             order = self._order = IntSet()
-            for start in self._pages:
+            for start, _ in self:
                 order.add(start)
-        self._order_idle = len(self._pages) + _MIN_IDLE
+        self._order_idle = len(self._tags) + _MIN_IDLE
         return order
 
     def _index(self, start: int, length: int) -> None:
+        """Enter a range that is new: its tags are at hand."""
         if self._order is not None:
             self._order.add(start)
-        for alignment, index in self._aligned.items():
-            room = length - self._gap(start, alignment)
-            if room > 0:
-                index.add(start, room)
+        for alignment, rooms in self._aligned.items():
+            self._enter(rooms, alignment, start, length)
 
     def _unindex(self, start: int, length: int) -> None:
+        """Strike out a range that is not any more: its tags were at hand."""
         if self._order is not None:
             self._order.remove(start)
             self._order_idle -= 1
             if self._order_idle < 0:
                 self._order = None
-        for alignment, index in tuple(self._aligned.items()):
-            room = length - self._gap(start, alignment)
-            if room > 0:
-                index.remove(start, room)
-            self._idle[alignment] -= 1
-            if self._idle[alignment] < 0:
-                del self._aligned[alignment], self._idle[alignment]
+        for alignment, rooms in tuple(self._aligned.items()):
+            self._strike_out(rooms, alignment, start, length)
+            rooms.idle -= 1
+            if rooms.idle < 0 and self._patience.pending is None:
+                del self._aligned[alignment]
 
     # -- checking
 
     def check(self) -> None:
         """Raise `InvariantBroken`, with the numbers, unless every invariant at the top of this file holds. Linear."""
-        ordered = sorted(self._pages.items())
+        ordered = sorted(self)
         end = NOWHERE
         for start, length in ordered:
             if length <= 0 or start <= end:
@@ -474,13 +642,18 @@ class Extents:
             end = start + length
         if end > self.pages:
             raise InvariantBroken(f"a free range ends at page {end}, the heap at {self.pages}")
-        if self._starts != {start + length: start for start, length in ordered}:
-            raise InvariantBroken(f"{len(self._starts)} end tags do not match {len(ordered)} start tags")
-        if self.free_pages != sum(self._pages.values()):
-            raise InvariantBroken(f"{self.free_pages} pages counted free, the ranges have {sum(self._pages.values())}")
-        self._fits.check(self._pages)
+        self._tags.check()
+        if self.free_pages != sum(length for _, length in ordered):
+            raise InvariantBroken(f"{self.free_pages} pages counted free, {sum(n for _, n in ordered)} are")
+        self._fits.check(dict(ordered))
         if self._order is not None and list(self._order) != [start for start, _ in ordered]:
             raise InvariantBroken(f"the order holds {len(list(self._order))} starts, there are {len(ordered)}")
-        for alignment, index in self._aligned.items():
-            rooms = {start: length - self._gap(start, alignment) for start, length in ordered}
-            index.check({start: room for start, room in rooms.items() if room > 0})
+        for alignment, rooms in self._aligned.items():
+            self._check_rooms(alignment, rooms)
+
+    def _check_rooms(self, alignment: int, rooms: Rooms) -> None:
+        unread = {s for s, _ in self if self._tags.is_away(s) and s & self._tags.mask >= rooms.parts}
+        if strays := rooms.due - (dict(self).keys() - unread):
+            raise InvariantBroken(f"ranges {sorted(strays)[:10]} are to be read, and not there")
+        read = {s: n - self._gap(s, alignment) for s, n in self if s not in unread and s not in rooms.due}
+        rooms.fits.check({start: room for start, room in read.items() if room > 0})

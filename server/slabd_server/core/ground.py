@@ -30,7 +30,6 @@ from slabd_server.core.patch import Middle, Patch
 from slabd_server.core.patience import Patience
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT
 from slabd_server.core.slab import Slab, SlabClass
-from slabd_server.core.spare import EACH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,7 +47,6 @@ class Ground:
 
     __slots__ = (
         "_changes",
-        "_parts",
         "base",
         "classes",
         "crumbs",
@@ -70,12 +68,12 @@ class Ground:
     ) -> None:
         pages, phase = size >> PAGE_SHIFT, base >> PAGE_SHIFT
         self.base = base
-        self.decaying = None if memory is None else DecayingExtents(pages, phase, memory)
-        self.extents = self.decaying or Extents(pages, phase)
+        self.patience = Patience(patience)
+        self.decaying = None if memory is None else DecayingExtents(pages, phase, memory, self.patience)
+        self.extents = self.decaying or Extents(pages, phase, self.patience)
         self.classes = {c: SlabClass(c) for c in sizes if c < PAGE}
         self.owners: PageTable[Owner] = PageTable(pages)
         self.crumbs: Crumbs | None = None
-        self.patience = Patience(patience)
         self.ranges = 0
         self.range_pages = 0
         self.singles = 0
@@ -84,7 +82,6 @@ class Ground:
         self.moves_to = 0
         self.moves_from = 0
         self._changes = 0
-        self._parts = 0
 
     # -- pages change hands
 
@@ -99,13 +96,10 @@ class Ground:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Look at a part of the tables for every so many changes there were."""
+        """Look at a part of each table for every so many changes there were."""
         parts, self._changes = divmod(self._changes, EACH_PART)
         for _ in range(min(parts, self.owners.mask + 1)):
             self.owners.tidy()
-        self._parts += parts
-        if self._parts >= EACH // EACH_PART:
-            self._parts = 0
             self.extents.tidy()
 
     def own(self, holder: Slab | Patch) -> None:

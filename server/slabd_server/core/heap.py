@@ -34,6 +34,7 @@ from slabd_server.core.errors import (
     InvalidSize,
     OutOfMemory,
     OutOfRange,
+    Searching,
     TooLarge,
     UnknownBlock,
 )
@@ -254,7 +255,7 @@ class Heap:
 
     def search(self) -> bool:
         """Go on with the search for a step; return whether there is more to do."""
-        return last_resort.go_on(self._ground)
+        return self._ground.patience.go_on()
 
     # -- giving memory back to the system
 
@@ -388,6 +389,8 @@ class Heap:
     def _take_pages(self, pages: int, align: int) -> int:
         try:
             return self._extents.take(pages) if align <= 1 else self._extents.take_aligned(pages, align)
+        except Searching:
+            raise
         except OutOfMemory as error:
             self._lacking = str(error)
             return NOWHERE
@@ -422,7 +425,9 @@ class Heap:
         available = self.available_bytes
         for usable in dict.fromkeys((self._rounded(size, alignment), quantum_rounded(size))):
             if usable <= available and (offset := self._place_anywhere(usable, alignment)) >= 0:
+                self._ground.patience.answered()
                 return Extent(offset, usable)
+        self._ground.patience.answered()
         if self._lacking:
             raise OutOfMemory(self._lacking)
         raise self._refusal(size, alignment, available)

@@ -20,7 +20,7 @@ numbers of quanta are counted from the begin of the heap.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from slabd_server.core.crumbs import WALKED, Crumbs
 from slabd_server.core.errors import InvariantBroken, Searching
@@ -45,7 +45,7 @@ def find(ground: Ground, size: int, alignment: int, *, existing: bool = False) -
     With `existing`, no free range counts that may have pages which have been given back to the system.
 
     Raises:
-        Searching: there is no patience left in this step; `go_on` goes on with this search.
+        Searching: there is no patience left in this step; the search is pending.
     """
     length = size >> QUANTUM_SHIFT
     if length > (ground.extents.longest + 2) * PAGE_QUANTA - 2:
@@ -54,36 +54,32 @@ def find(ground: Ground, size: int, alignment: int, *, existing: bool = False) -
     try:
         place = seeker.find(length)
     except Searching:
-        if ground.patience.pending is None:
-            ground.patience.suspend((size, alignment, existing), seeker.backlog())
+        ground.patience.suspend(BytesSearch(seeker, length))
         raise
-    ground.patience.answered()
     return place << QUANTUM_SHIFT if place >= 0 else NONE
 
 
-def go_on(ground: Ground) -> bool:
-    """Go on for a step with the search that ran out of patience; return whether there is more to do."""
-    patience = ground.patience
-    if patience.pending is None:
-        return False
-    size, alignment, existing = search = patience.pending
-    seeker = Seeker(ground, alignment, existing=existing)
-    patience.resume(seeker.backlog())
-    ground.reclaim()
-    try:
-        seeker.find(size >> QUANTUM_SHIFT)
-    except Searching:
-        patience.suspend(search, seeker.backlog())
-        return True
-    patience.end()
-    return False
+class BytesSearch(NamedTuple):
+    """A search for a run of quanta that has run out of patience. See `Search`."""
+
+    seeker: Seeker
+    length: int
+
+    def backlog(self) -> int:
+        """Return how many pages are written down that the seeker has not read."""
+        return self.seeker.backlog()
+
+    def step(self) -> None:
+        """Go on. Raise `Searching` when that is not to the end."""
+        self.seeker.ground.reclaim()
+        self.seeker.find(self.length)
 
 
 class Seeker:
     """The free bytes of a heap as seen from its slabs and patches, for one alignment."""
 
     def __init__(self, ground: Ground, alignment: int, *, existing: bool = False) -> None:
-        self._ground = ground
+        self.ground = ground
         self._existing = existing
         self._patience = ground.patience
         self._stride = max(alignment, QUANTUM) >> QUANTUM_SHIFT
@@ -95,7 +91,7 @@ class Seeker:
         """Return the first quantum of a run of this length at the alignment, or -1."""
         if self._stride == 1:
             return self._best(self.index(), length)
-        anywhere = Seeker(self._ground, 1, existing=self._existing)
+        anywhere = Seeker(self.ground, 1, existing=self._existing)
         place = anywhere.find(length)
         if place < 0 or place == self._aligned(place):
             return place
@@ -129,7 +125,7 @@ class Seeker:
         Raises:
             Searching: it is as far as there was patience.
         """
-        ground = self._ground
+        ground = self.ground
         if ground.crumbs is None:
             ground.crumbs = Crumbs()
         index = ground.crumbs.use(self._sign * self._stride) or ground.crumbs.make(self._sign * self._stride)
@@ -146,21 +142,21 @@ class Seeker:
 
     def backlog(self) -> int:
         """Return how many pages are written down that the indexes for this alignment have not read, all added up."""
-        crumbs = self._ground.crumbs
+        crumbs = self.ground.crumbs
         if crumbs is None:
             return 0
         keys = {self._sign, self._sign * self._stride}
         return sum(crumbs.unread(index) for key, index in crumbs.indexes.items() if key in keys)
 
     def _is_made(self) -> bool:
-        crumbs = self._ground.crumbs
+        crumbs = self.ground.crumbs
         return crumbs is not None and self._sign * self._stride in crumbs.indexes
 
     def _walk(self, index: RoomIndex) -> None:
         """File what there is from `index.walked` on, in the order of the pages."""
         passed = 0
-        while index.walked < self._ground.extents.pages:
-            owner = self._ground.owners.get(index.walked)
+        while index.walked < self.ground.extents.pages:
+            owner = self.ground.owners.get(index.walked)
             holds = isinstance(owner, (Slab, Patch))
             passed += not holds
             if holds or passed % _PASSED == 0:
@@ -174,8 +170,8 @@ class Seeker:
 
     def _pages_at(self, page: int) -> int:
         """Return the length of what begins at this page."""
-        owner = self._ground.owners.get(page)
-        pages = self._ground.extents.range_from(page) if owner is None else owner
+        owner = self.ground.owners.get(page)
+        pages = self.ground.extents.range_from(page) if owner is None else owner
         pages = pages if isinstance(pages, int) else pages.pages
         if not pages:
             raise InvariantBroken(f"nothing begins at page {page}")
@@ -183,12 +179,12 @@ class Seeker:
 
     def holder(self, page: int) -> Slab | Patch | None:
         """Return the slab or the patch that begins at `page`."""
-        owner = self._ground.owners.get(page)
+        owner = self.ground.owners.get(page)
         return owner if isinstance(owner, (Slab, Patch)) and owner.start == page else None
 
     def holders(self, pages: set[int]) -> set[Slab | Patch]:
         """Return the slabs and patches that have these pages."""
-        owners = (self._ground.owners.get(page) for page in pages)
+        owners = (self.ground.owners.get(page) for page in pages)
         return {owner for owner in owners if isinstance(owner, (Slab, Patch))}
 
     # -- one holder
@@ -231,17 +227,17 @@ class Seeker:
             yield end * PAGE_QUANTA - tail, end * PAGE_QUANTA + self._free_from(end)
 
     def _free_before(self, page: int) -> int:
-        pages = self._ground.extents.range_until(page)
-        if pages and self._existing and self._ground.extents.may_lack(page - pages):
+        pages = self.ground.extents.range_until(page)
+        if pages and self._existing and self.ground.extents.may_lack(page - pages):
             return 0
-        owner = self._ground.owners.get(page - pages - 1)
+        owner = self.ground.owners.get(page - pages - 1)
         return pages * PAGE_QUANTA + (owner.free_ends()[1] if isinstance(owner, (Slab, Patch)) else 0)
 
     def _free_from(self, page: int) -> int:
-        pages = self._ground.extents.range_from(page)
-        if pages and self._existing and self._ground.extents.may_lack(page):
+        pages = self.ground.extents.range_from(page)
+        if pages and self._existing and self.ground.extents.may_lack(page):
             return 0
-        owner = self._ground.owners.get(page + pages)
+        owner = self.ground.owners.get(page + pages)
         return pages * PAGE_QUANTA + (owner.free_ends()[0] if isinstance(owner, (Slab, Patch)) else 0)
 
     # -- checking
@@ -251,7 +247,7 @@ class Seeker:
 
         Linear, and by adding up what is free, not by looking around holders as a search does.
         """
-        crumbs = self._ground.crumbs
+        crumbs = self.ground.crumbs
         due = self.holders(crumbs.pending(index)) if crumbs else set()
         for begin, end, holders in self._all_runs():
             room = end - self._aligned(begin)
@@ -263,10 +259,10 @@ class Seeker:
         """Yield every maximal run [begin, end) of free quanta, with the slabs and patches that have some of them."""
         pieces: list[tuple[int, int, list[Slab | Patch]]] = [
             (start * PAGE_QUANTA, (start + pages) * PAGE_QUANTA, [])
-            for start, pages in self._ground.extents
-            if not (self._existing and self._ground.extents.may_lack(start))
+            for start, pages in self.ground.extents
+            if not (self._existing and self.ground.extents.may_lack(start))
         ]
-        for holder in self._ground.holders():
+        for holder in self.ground.holders():
             base = holder.start * PAGE_QUANTA
             pieces += [(base + begin, base + end, [holder]) for begin, end in stretches(holder.free_quanta())]
         begin, end, holders = 0, 0, list[Slab | Patch]()

@@ -10,14 +10,14 @@ used up; nothing of what was found out is lost. Whoever asked asks again when `H
 
 Invariants:
 
-    pending = the search, (size, alignment, existing), that ran out of looks, until somebody has gone on to its end
+    pending = the search that ran out of looks first, until somebody has gone on to its end
     pending, and nobody goes on with it  =>  there are no looks: who asks meanwhile is answered at once, or waits too
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Final, Protocol
 
 from slabd_server.core.errors import Searching
 
@@ -28,6 +28,16 @@ _PER_ITEM: Final = 8
 _TRIES_MAX: Final = 16
 
 
+class Search(Protocol):
+    """A search that can be gone on with."""
+
+    def backlog(self) -> int:
+        """Return how much is written down for it to read."""
+
+    def step(self) -> None:
+        """Go on as far as there are looks; raise `Searching` when that is not to the end."""
+
+
 class Patience:
     """The looks of one heap. `limit` is how many there are in a step, None for as many as it takes."""
 
@@ -36,7 +46,7 @@ class Patience:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.left = UNLIMITED if limit is None else limit
-        self.pending: tuple[int, int, bool] | None = None
+        self.pending: Search | None = None
         self._backlog = 0
         self._tries = 0
 
@@ -45,21 +55,29 @@ class Patience:
         if self.limit is not None:
             self.left = 0 if self.pending else (self.limit + _PER_ITEM * items) << self._tries
 
-    def suspend(self, search: tuple[int, int, bool], backlog: int) -> None:
-        """Keep a search that has run out of looks; `backlog` is how much is written down for it to read."""
-        self.pending = search
-        self._backlog = backlog
-        self.left = 0
+    def suspend(self, search: Search) -> None:
+        """Keep a search that has run out of looks, unless there is one already."""
+        if self.pending is None:
+            self.pending = search
+            self._backlog = search.backlog()
+            self.left = 0
 
-    def resume(self, backlog: int) -> None:
-        """Begin a step that goes on with the pending search, and reads what was written down since on top."""
+    def go_on(self) -> bool:
+        """Go on for a step with the pending search, if there is one; return whether there is more to do."""
+        search = self.pending
+        if search is None:
+            return False
         limit = UNLIMITED if self.limit is None else self.limit
-        self.left = limit + max(backlog - self._backlog, 0)
-
-    def end(self) -> None:
-        """Note that the pending search is over."""
+        self.left = limit + max(search.backlog() - self._backlog, 0)
+        try:
+            search.step()
+        except Searching:
+            self._backlog = search.backlog()
+            self.left = 0
+            return True
         self.pending = None
         self._tries = min(self._tries + 1, _TRIES_MAX)
+        return False
 
     def answered(self) -> None:
         """Note that a request has got its answer."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.errors import CoreError, Draining, InvalidSize, NoMemory, OutOfMemory, UnknownBlock
+from slabd_server.core.errors import CoreError, Draining, InvalidSize, NoMemory, OutOfMemory
 from slabd_server.core.ledger import Flag, Kind
 from slabd_server.core.purposes import NO_PURPOSE
 from slabd_server.core.records import Access, BlockRef, BlockState, SessionState, SlotId
@@ -72,60 +72,46 @@ class Posts:
             return None
 
     def give_back(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> None:
-        """End a lease. One that has been recalled meanwhile is no error.
-
-        Raises:
-            LaneViolation: the block is another session's.
-        """
+        """End a lease. A block that is not this session's is no matter: it was recalled or transferred meanwhile."""
         books = session.books
         record = books.ledger.get(ref.slot)
-        if record.kind is not Kind.BLOCK or record.generation != ref.generation:
+        if record.kind is not Kind.BLOCK or record.generation != ref.generation or record.session != session.id:
             return
-        if record.session != session.id:
-            raise LaneViolation(f"it returns block {ref.slot}.{ref.generation}, which is not its own")
         books.tallies.hold_seconds.observe(now - record.time)
         freed = books.disown(session, ref.slot, sequence=sequence, cause="released", record=record)
         count_up(books.tallies.reclaimed_bytes, "released", freed)
 
     def resize(self, session: Session, ref: BlockRef, requested_size: int) -> None:
-        """Note how many bytes of its block a client uses this time. It may have been recalled.
-
-        Raises:
-            LaneViolation: the block is another session's.
-        """
-        record = session.books.ledger.get(ref.slot)
-        if record.kind is not Kind.BLOCK or record.generation != ref.generation:
-            return
-        if record.session != session.id:
-            raise LaneViolation(f"it resizes block {ref.slot}.{ref.generation}, which is not its own")
-        session.books.resize(ref.slot, requested_size)
+        """Note how many bytes of its block a client uses this time, if it is its own."""
+        if self._owns(session, ref):
+            session.books.resize(ref.slot, requested_size)
 
     def share(self, session: Session, item: ShareItem, requested_size: int, *, sequence: int, now: float) -> None:
-        """Promise so many bytes of a block to those who will open it.
+        """Promise so many bytes of a block to those who will open it, if it is this session's.
 
         Raises:
             LaneViolation: it cannot be promised.
         """
-        self.resize(session, item.ref, requested_size)
-        record = session.books.ledger.get(item.ref.slot)
-        if record.kind is not Kind.BLOCK or record.generation != item.ref.generation:
+        if not self._owns(session, item.ref):
             return  # returned by another thread a moment before
+        session.books.resize(item.ref.slot, requested_size)
         try:
             self._served(session).shares.share(session, item, sequence=sequence, now=now)
         except CoreError as error:
             raise LaneViolation(f"it shares block {item.ref.slot}.{item.ref.generation}: {error}") from error
 
+    def is_promised(self, session: Session, ref: BlockRef) -> bool:
+        """Whether an open of a block is expected; also when it is too late for any."""
+        record = session.books.ledger.get(ref.slot)
+        return record.kind is not Kind.BLOCK or record.generation != ref.generation or record.pending > 0
+
     def open(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> None:
-        """Note that a block was opened.
+        """Note that a block was opened. One who had no right to has it open all the same: it found the gate open.
 
         Raises:
-            LaneViolation: it cannot have been.
             LedgerFull: there is no memory to note it; nothing has changed, and it has to be tried again.
         """
-        try:
-            self._served(session).shares.join(session, ref, sequence=sequence, now=now)
-        except UnknownBlock as error:
-            raise LaneViolation(f"it opens what it cannot have a handle of: {error}") from error
+        self._served(session).shares.join(session, ref, sequence=sequence, now=now)
 
     def close(self, session: Session, ref: BlockRef, *, sequence: int) -> None:
         """Note that an open is over; or that it never was, because the client found the gate closed afterwards."""
@@ -155,6 +141,10 @@ class Posts:
             return None
         ref = BlockRef(SlotId(slot), record.generation)
         return ref if books.state(ref.slot) is BlockState.LEASED else None
+
+    def _owns(self, session: Session, ref: BlockRef) -> bool:
+        record = session.books.ledger.get(ref.slot)
+        return (record.kind, record.generation, record.session) == (Kind.BLOCK, ref.generation, session.id)
 
     def _served(self, session: Session) -> ServedHeap:
         return self._heaps[session.books.name]

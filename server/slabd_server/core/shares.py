@@ -127,23 +127,24 @@ class Shares:
         """Note that a session has opened a block without asking, because it found its gate open.
 
         A block that was given back before stays so: then the session has found the gate closed when it looked again.
-        Several who come at once for the last promised open all have it.
+        Several who come at once for the last promised open all have it, and so has who comes with a made-up handle:
+        what it can touch is not given to anybody else.
 
         Raises:
-            UnknownBlock: the block was never shared, or only to be transferred.
             LedgerFull: there is no memory to record it; nothing has changed.
         """
         slot = ref.slot
         record = self._books.ledger.get(slot)
         if record.kind is not Kind.BLOCK or record.generation != ref.generation:
             return
-        if not record.flags & Flag.SHARED or record.flags & Flag.TRANSFER:
-            raise UnknownBlock(f"block {slot}.{ref.generation} has not been shared")
         self._books.ledger.reserve(1)
         self._books.hold(session, slot, sequence=sequence, now=now)
-        if record.pending:
-            self._books.set_pending(slot, record.pending - 1, flags=record.flags, sequence=sequence)
-        self._came(slot, record)
+        pending, flags = max(record.pending - 1, 0), record.flags | Flag.SHARED
+        if record.flags & Flag.TRANSFER:
+            pending = record.pending  # that is the new owner's
+        self._books.set_pending(slot, pending, flags=flags, sequence=sequence)
+        if pending < record.pending:
+            self._came(slot, record)
 
     def _came(self, slot: SlotId, record: Record) -> None:
         """Count an open; with the last one promised, the gate is shut. `record` is from before."""

@@ -10,11 +10,22 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.fixtures.descriptors import open_descriptors
 from tests.fixtures.hand_daemon import SLOTS, HandDaemon
 
 from slabd import lane as lane_module
 from slabd.lane import Lane, LaneDescriptors, register_for_barriers
-from slabd_proto.lane import PURPOSES, RING, Answer, Completion, LaneFormatError, Submission, Verb, Word
+from slabd_proto.lane import (
+    PURPOSES,
+    RING,
+    Answer,
+    Completion,
+    LaneFormatError,
+    Submission,
+    Verb,
+    Word,
+    pack_submission,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +45,11 @@ def rings(daemon: HandDaemon) -> int:
         return os.eventfd_read(daemon.doorbell)
     except BlockingIOError:
         return 0
+
+
+def unwritten(daemon: HandDaemon) -> bool:
+    """Whether something that was committed waits for room in the ring."""
+    return daemon.lane.has_unwritten
 
 
 def close(number: int) -> Submission:
@@ -56,11 +72,11 @@ def test_a_full_ring_keeps_what_is_committed(daemon: HandDaemon) -> None:
     """When the ring is full, `try_post` does nothing, and what is committed waits its turn in front of later posts."""
     for number in range(RING):
         daemon.lane.commit(close(number))
-    assert not daemon.lane.has_unwritten
+    assert not unwritten(daemon)
     assert daemon.lane.try_post(close(9999)) == 0
     daemon.lane.commit(close(RING))
     daemon.lane.commit(close(RING + 1))
-    assert daemon.lane.has_unwritten
+    assert unwritten(daemon)
     assert not daemon.lane.flush()
     assert len(daemon.read(1)) == 1
     assert daemon.lane.try_post(close(9999)) == 0  # there is room for one of the two in the outbox
@@ -109,40 +125,38 @@ class Struck(Exception):
 
 
 @pytest.mark.parametrize("where", ["_has_room", "unpack_submission", "pack_submission"])
-def test_an_interrupted_post_is_posted_once(
-    daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_an_interrupted_post_is_posted_once(daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """What an interrupt left half-done in the outbox is done by whoever comes next, and not twice."""
     armed = [True]
 
-    def strike() -> None:
+    owner = daemon.lane if where == "_has_room" else lane_module
+    real = getattr(owner, where)
+
+    def strike(*arguments: Any) -> Any:
+        done = real(*arguments)
         if armed:
             armed.pop()
             raise Struck
+        return done
 
-    if where == "_has_room":
-        real: Any = daemon.lane._has_room
-        monkeypatch.setattr(daemon.lane, where, lambda: strike() or real())
-    else:
-        real = getattr(lane_module, where)
-        monkeypatch.setattr(lane_module, where, lambda *arguments: (real(*arguments), strike())[0])
+    monkeypatch.setattr(owner, where, strike)
     with pytest.raises(Struck):
         daemon.lane.commit(close(1))
     daemon.lane.commit(close(2))
     assert [post.slot for post in daemon.read()] == [1, 2]
-    assert not daemon.lane.has_unwritten
+    assert not unwritten(daemon)
 
 
 def test_the_garbage_collector_may_post_in_the_middle(daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A post from inside another one is not lost, does not disturb it, and comes after it."""
-    real, inside = lane_module.pack_submission, []
+    inside: list[int] = []
 
     def pack(number: int, post: Submission) -> bytes:
         if not inside:
             inside.append(1)
             daemon.lane.commit(close(2))
             assert daemon.lane.try_post(close(3)) == 0
-        return real(number, post)
+        return pack_submission(number, post)
 
     monkeypatch.setattr(lane_module, "pack_submission", pack)
     daemon.lane.commit(close(1))
@@ -171,17 +185,15 @@ def test_threads_post_at_once(daemon: HandDaemon) -> None:
 
 
 def test_answers_are_taken_once(daemon: HandDaemon) -> None:
-    """Each completion comes once, in order, whatever is left of an earlier look; what is taken makes room."""
-    for number in range(1, 6):
+    """Each completion is there until it is taken, once, in order; what is taken makes room."""
+    for number in range(1, 4):
         daemon.segment.complete(Completion(Answer.REFUSED, number))
-    first = daemon.lane.completions()
-    assert next(first).request == 1
-    assert next(first).request == 2
-    del first
-    gc.collect()
-    assert [entry.request for entry in daemon.lane.completions()] == [3, 4, 5]
-    assert list(daemon.lane.completions()) == []
-    assert daemon.lane.words[Word.COMPLETIONS_TAKEN] == 5
+    assert daemon.lane.next_completion() == daemon.lane.next_completion() == (1, Completion(Answer.REFUSED, 1))
+    daemon.lane.took(1)
+    daemon.lane.took(1)
+    assert answers(daemon) == [2, 3]
+    assert daemon.lane.next_completion() is None
+    assert daemon.lane.words[Word.COMPLETIONS_TAKEN] == 3
     assert daemon.segment.room == RING
 
 
@@ -190,7 +202,16 @@ def test_answers_go_round(daemon: HandDaemon) -> None:
     for lap in range(3):
         for number in range(RING):
             daemon.segment.complete(Completion(Answer.REFUSED, lap * RING + number))
-        assert [entry.request for entry in daemon.lane.completions()] == list(range(lap * RING, (lap + 1) * RING))
+        assert answers(daemon) == list(range(lap * RING, (lap + 1) * RING))
+
+
+def answers(daemon: HandDaemon) -> list[int]:
+    """Take the completions there are, and return which requests they are for."""
+    found = []
+    while (entry := daemon.lane.next_completion()) is not None:
+        daemon.lane.took(entry[0])
+        found.append(entry[1].request)
+    return found
 
 
 def test_waiting_ends_with_the_bell_or_the_daemon() -> None:
@@ -258,7 +279,8 @@ def test_purposes_are_bounded(daemon: HandDaemon) -> None:
 
 def test_other_memory_is_no_lane(daemon: HandDaemon) -> None:
     """A descriptor of something else, or of another version, makes no lane, and no descriptor stays open."""
-    before = len(os.listdir("/proc/self/fd"))
+    gc.collect()  # what other tests have left
+    before = open_descriptors()
     other = os.memfd_create("other")
     generations = daemon.table.read_only_fd()
     for content in (b"", bytes(1 << 20), b"SLABLANE" + bytes(1 << 20)):
@@ -271,7 +293,7 @@ def test_other_memory_is_no_lane(daemon: HandDaemon) -> None:
     os.close(other)
     os.close(generations)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_generations_cannot_be_written(daemon: HandDaemon) -> None:
