@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from slabd.bell import Bell
     from slabd.channels import Tls
     from slabd.holding import Holding
     from slabd.stats import Stats, UsableSize
@@ -172,8 +171,6 @@ async def _connect(settings: Settings) -> AsyncPool:
 class AsyncPool(PoolFace):
     """Blocks of one heap of one daemon, for one event loop. Made by `connect`. See `slabd.Pool`."""
 
-    _bell: Bell | None = None
-
     def lease(
         self,
         size: int,
@@ -224,9 +221,7 @@ class AsyncPool(PoolFace):
             return None
         holding = cache.take(size, alignment, label, frame, call_site)
         if holding is None:
-            if self._bell is None:
-                self._bell = cache.bell()
-            holding = await cache.get_async(size, alignment, label, frame, call_site, self._bell)
+            holding = await cache.get_async(size, alignment, label, frame, call_site)
         return holding
 
     def open(self, handle: Handle | bytes | str) -> Pending[AsyncRef | AsyncLease]:

@@ -16,16 +16,20 @@ class Bell:
     def __init__(self, lane: Lane, connection: int) -> None:
         """Belong to the event loop that runs."""
         self._lane = lane
-        self._connection = connection
+        self._numbers = lane.bell.number, connection
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._waiting: set[asyncio.Future[bool]] = set()
 
     async def wait(self, seconds: float) -> bool:
         """Wait until the bell rings; False when it did not, or when the daemon has hung up."""
+        if self._closed:
+            return False
         future: asyncio.Future[bool] = self._loop.create_future()
         if not self._waiting:
-            self._loop.add_reader(self._lane.bell.number, self._rung)
-            self._loop.add_reader(self._connection, self._wake, False)
+            bell, connection = self._numbers
+            self._loop.add_reader(bell, self._rung)
+            self._loop.add_reader(connection, self._wake, False)
         self._waiting.add(future)
         try:
             with suppress(TimeoutError):
@@ -35,8 +39,18 @@ class Bell:
         finally:
             self._waiting.discard(future)
             if not self._waiting:
-                self._loop.remove_reader(self._lane.bell.number)
-                self._loop.remove_reader(self._connection)
+                self._forget()
+
+    def close(self) -> None:
+        """Let nobody wait any more, before the descriptors are closed."""
+        self._wake(False)
+        self._forget()
+        self._closed = True
+
+    def _forget(self) -> None:
+        if not self._closed and not self._loop.is_closed():
+            for number in self._numbers:
+                self._loop.remove_reader(number)
 
     def _rung(self) -> None:
         self._lane.quiet()

@@ -124,6 +124,8 @@ class Cache:
         self._busy = False
         self._taking_in = threading.RLock()
         self._collecting = False
+        self._silent_until = 0.0
+        self._bell: Bell | None = None
         self._asked: dict[int, tuple[int, int, bool]] = {}
         self._refused: set[int] = set()
         self._begun = (0, 0)
@@ -137,8 +139,10 @@ class Cache:
         return f"<Cache {self.cached_bytes} of {self._limit} bytes, {len(self._classes)} classes>"
 
     def bell(self) -> Bell:
-        """Return this lane's bell for the event loop that runs."""
-        return Bell(self.lane, self._connection)
+        """Return this lane's bell for the event loop that runs, which is always the same."""
+        if self._bell is None:
+            self._bell = Bell(self.lane, self._connection)
+        return self._bell
 
     @property
     def cached_bytes(self) -> int:
@@ -183,8 +187,10 @@ class Cache:
             self._since[slot] = monotonic()
             words[kind.place] = len(stack)
             # As `Holding.begin_cycle`, which would be one call more for each lease.
+            if (root := holding.root) is None:  # the pool is being closed
+                return None
             holding.size = size
-            holding.live_view = holding.root[:size]  # type: ignore[index]  # what is cached has a root
+            holding.live_view = root[:size]
             return holding
         return None
 
@@ -208,14 +214,8 @@ class Cache:
                 return holding
         return None
 
-    async def get_async(  # a lease's arguments
-        self,
-        size: int,
-        alignment: int,
-        label: str,
-        frame: FrameType | None,
-        call_site: str | None,
-        bell: Bell,
+    async def get_async(
+        self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
     ) -> Holding | None:
         """Do the same on an event loop.
 
@@ -224,7 +224,7 @@ class Cache:
         """
         size, alignment = arguments.size(size), arguments.alignment(alignment)
         arguments.label(label)
-        while await self._refill_async(size, alignment, bell):
+        while await self._refill_async(size, alignment):
             if (holding := self.take(size, alignment, label, frame, call_site)) is not None:
                 return holding
         return None
@@ -272,7 +272,7 @@ class Cache:
         if self._stopped:
             return False
         with self._missing:
-            if self._busy:  # the garbage collector came in between
+            if self._busy or monotonic() < self._silent_until:  # the garbage collector came in between
                 return False
             self._busy = True
             try:
@@ -292,11 +292,17 @@ class Cache:
             if self._is_answered(number):
                 return self._at_hand(size, alignment)
             if not there:
-                return False
+                break
+        return self._fell_silent(number)
+
+    def _fell_silent(self, number: int) -> bool:
+        """Note that the daemon did not answer, so that not everybody waits for it in turn. Return False."""
+        if number:
+            self._silent_until = monotonic() + MISS_SECONDS
         return False
 
-    async def _refill_async(self, size: int, alignment: int, bell: Bell) -> bool:
-        if self._stopped:
+    async def _refill_async(self, size: int, alignment: int) -> bool:
+        if self._stopped or monotonic() < self._silent_until:
             return False
         self.collect()
         if self._at_hand(size, alignment):
@@ -304,13 +310,13 @@ class Cache:
         number = self.ask(size, alignment)
         limit = monotonic() + MISS_SECONDS
         while number and monotonic() < limit and self._words[_ATTENTION] != ENDED:
-            there = await bell.wait(limit - monotonic())
+            there = await self.bell().wait(limit - monotonic())
             self.collect()
             if self._is_answered(number):
                 return self._at_hand(size, alignment)
             if not there:
-                return False
-        return False
+                break
+        return self._fell_silent(number)
 
     def _is_answered(self, number: int) -> bool:
         """Whether a request has got a block, or been refused, after `collect`. More blocks may follow."""
@@ -359,6 +365,7 @@ class Cache:
             if entry.answer == Answer.GRANTED and not (again and self._holdings.has_made(serial)):
                 self._adopt(entry, serial, size, alignment, spare=spare)
             self.lane.took(number)
+            self._silent_until = 0.0
 
     def _note_answer(self, entry: Completion) -> tuple[int, int, bool]:
         """Note that a request was answered; return its size and alignment, and whether it had got a block before."""
@@ -377,7 +384,7 @@ class Cache:
         slot = entry.slot
         kind = self._class_for(entry.min_size, entry.size, alignment)
         if kind is None or (spare and len(kind.stack) >= kind.cap) or not self.lane.reach(slot):
-            self.lane.commit(Submission(Verb.RETURN, slot, entry.generation))
+            self.lane.commit(Submission(Verb.RETURN, slot, entry.generation, a=entry.size))
             return
         self._states[slot] = _CACHED
         self._since[slot] = monotonic()
@@ -519,7 +526,7 @@ class Cache:
             self._holdings.wake()
         elif root is None:
             self._give_back(holding)
-        elif holding.views.value != _ROOT:
+        elif holding.views.value != _ROOT or getrefcount(root.obj) != ANCHOR_ALONE:
             holding.root = None  # another thread has made a slice at the last moment: the anchor's death will do it
         elif (
             (kind := holding.kind) is not None
@@ -529,16 +536,19 @@ class Cache:
             self._states[holding.slot] = _CACHED
             stack.append(holding)
             self._words[kind.place] = len(stack)
+            if self._is_stopped():  # perhaps after `stop` has looked
+                holding.root = None
         else:
             self._give_back(holding)
         return True
 
     def _give_back(self, holding: Holding) -> None:
-        """Return a block to the daemon, or tell it that an opened one is closed."""
-        if holding.kind is not None:
-            self._states[holding.slot] = _FREE
-        verb = Verb.RETURN if holding.owned else Verb.CLOSE
-        self.lane.commit(Submission(verb, holding.slot, holding.name.generation), holding.serial)
+        """Return a block to the daemon, or tell it that an opened one is closed.
+
+        Its state stays what it was: the daemon knows whose block it is.
+        """
+        verb, size = Verb.RETURN if holding.owned else Verb.CLOSE, 0 if holding.kind is None else holding.usable_size
+        self.lane.commit(Submission(verb, holding.slot, holding.name.generation, a=size), holding.serial)
         holding.quietly_gone()
 
     def take_back(self, block: Returnable) -> bool:
@@ -549,15 +559,17 @@ class Cache:
         if self._stopped:
             return False
         slot, kind = block.name.slot, block.kind
-        if kind is not None and not block.shared and len(kind.stack) < kind.cap:
+        # In use until now, so the daemon has not recalled it. One that died in the cache may have been: then the slot
+        # may be another lease's, and there is nothing to write about it.
+        mine = self._states[slot] == _IN_USE and self._generations[slot] == open_word(block.name.generation)
+        if mine and kind is not None and not block.shared and len(kind.stack) < kind.cap:
             self._states[slot] = _CACHED
             self._put(Holding.again(self._holdings, self, kind, block), kind)
             return True
-        if kind is not None:
-            self._states[slot] = _FREE
         if not block.owned and not self.lane.knows(block):
             return True  # an interrupt came before the open was posted
-        self.lane.commit(Submission(Verb.RETURN if block.owned else Verb.CLOSE, slot, block.name.generation))
+        size = block.usable_size if kind is not None else 0
+        self.lane.commit(Submission(Verb.RETURN if block.owned else Verb.CLOSE, slot, block.name.generation, a=size))
         return True
 
     # -- handing off
@@ -617,6 +629,9 @@ class Cache:
         if holding.owned and self.lane.reach(holding.slot):
             self._states[holding.slot] = _FREE
 
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
     # -- in the background
 
     def tick(self, idle_seconds: float = IDLE_SECONDS) -> bool:
@@ -652,12 +667,14 @@ class Cache:
         for kind in list(self._classes):
             self._trim(kind, 0.0)
 
-    def stop(self) -> None:
-        """Use the lane no more: the session ends, or this is a forked child, whose parent's it is.
+    def stop(self, *, inherited: bool = False) -> None:
+        """Use the lane no more: the session ends, or it is `inherited`: this is a forked child, whose parent's it is.
 
         There, locks may be in anybody's hands, so none is taken.
         """
         self._stopped = True
+        if self._bell is not None and not inherited:
+            self._bell.close()
         self._by_size.clear()
         self._by_aligned.clear()
         for kind in list(self._classes):

@@ -167,7 +167,7 @@ class Holdings:
         self._last_death: Callable[[], None] = _nothing
         self._deaths = itertools.count(1)
         self._heirlooms = 0
-        self._newest = 0
+        self._collected = 0
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -228,8 +228,8 @@ class Holdings:
         record.offset, record.usable_size = holding.offset, holding.usable_size
         holding.record = record
         # One after the other, with nothing in between that could be interrupted: see `has_made`.
-        if holding.serial > self._newest:  # noqa: PLR1730  # max() would be a call
-            self._newest = holding.serial
+        if holding.collected:
+            self._collected = holding.serial
         self._records[holding.serial] = record
         if holding.kind is not None:
             holding.take_root(root_of(anchor))
@@ -279,8 +279,8 @@ class Holdings:
         self._records.pop(holding.serial, None)
 
     def has_made(self, serial: int) -> bool:
-        """Whether a block was taken into care under this number, or, in doubt, under a later one."""
-        return serial <= self._newest
+        """Whether the last block that came over the lane was taken into care under this number."""
+        return self._collected == serial
 
     def wake(self) -> None:
         """Have the dead looked after soon."""
@@ -346,6 +346,7 @@ class Holding:
         "at",
         "cache",
         "code",
+        "collected",
         "cycle",
         "holdings",
         "kind",
@@ -382,6 +383,7 @@ class Holding:
         serial: int = 0,
         cache: Cache | None = None,
         kind: SizeClass | None = None,
+        collected: bool = False,
     ) -> None:
         """Take a block into care. With a `kind` it begins cached: it has a root, and a view only from `begin_cycle` on.
 
@@ -399,6 +401,7 @@ class Holding:
         self.owned = owned
         self.cache = cache
         self.kind = kind
+        self.collected = collected
         self.cycle = 0
         self.shared = False
         self.promised = 0
@@ -447,9 +450,19 @@ class Holding:
     def cached(cls, holdings: Holdings, cache: Cache, kind: SizeClass, entry: Completion, serial: int) -> Holding:
         """Take a block into care that the daemon has granted over the lane."""
         name = BlockName(entry.slot, entry.generation)
-        return cls(
-            holdings, name, entry.offset, entry.size, entry.size, owned=True, serial=serial, cache=cache, kind=kind
+        made = cls(
+            holdings,
+            name,
+            entry.offset,
+            entry.size,
+            entry.size,
+            owned=True,
+            serial=serial,
+            cache=cache,
+            kind=kind,
+            collected=True,
         )
+        return made  # noqa: RET504
 
     @classmethod
     def again(cls, holdings: Holdings, cache: Cache, kind: SizeClass, block: Returnable) -> Holding:
@@ -581,8 +594,9 @@ class Term(NamedTuple):
             LeaseReleased: it has ended.
             NotMapped: this process has no mapping of the heap.
         """
+        view = self.holding.live_view  # first: it becomes invalid with this term, and so never is another's
         self.check()
-        return self.holding.view
+        return self.holding.view if view is None else view
 
     def pin(self) -> None:
         """Have the block go back to the daemon at the end of this term, because others may have it then.

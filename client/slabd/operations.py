@@ -167,8 +167,8 @@ def share_at_once(session: Session, term: Term, opens: Any, ttl: float | None) -
         return None
     session.check_usable()
     count, life = arguments.opens(opens), arguments.seconds(ttl, "a time to live")
-    term.check()
     size = holding.size
+    term.check()
     if not cache.share(term, count, life):
         return None
     generation = holding.name.generation

@@ -116,7 +116,7 @@ class Pool(PoolFace):
             holding = cache.take(size, alignment, label, frame, call_site)
             if holding is not None or (holding := cache.get(size, alignment, label, frame, call_site)) is not None:
                 return Lease(self._session, holding, label)
-        (lease,) = self.lease_many([size], alignment=alignment, label=label, timeout=timeout, call_site=call_site)
+        (lease,) = self._ask([size], alignment, label, timeout, self._call_site(call_site))
         return lease
 
     def lease_many(
@@ -129,26 +129,28 @@ class Pool(PoolFace):
         call_site: str | None = None,
     ) -> list[Lease]:
         """Lease several blocks in one call: all of them, or none and an error. See `lease`."""
-        session, wanted = self._live(), list(sizes)
-        if (taken := self._take_many(wanted, alignment, label, call_site)) is not None:
+        self._live()
+        wanted, site = list(sizes), self._call_site(call_site)
+        if (taken := self._take_many(wanted, alignment, label, site)) is not None:
             return taken
+        return self._ask(wanted, alignment, label, timeout, site)
+
+    def _ask(
+        self, sizes: list[int], alignment: int, label: str, timeout: float | PoolTimeout | None, call_site: str
+    ) -> list[Lease]:
+        """Lease blocks by gRPC: all or none, and perhaps after a while."""
+        session = self._live()
         holdings = complete(
             operations.lease(
-                session,
-                wanted,
-                alignment=alignment,
-                label=label,
-                timeout=self._wait(timeout),
-                call_site=self._call_site(call_site),
+                session, sizes, alignment=alignment, label=label, timeout=self._wait(timeout), call_site=call_site
             )
         )
         return [Lease(session, holding, label) for holding in holdings]
 
-    def _take_many(self, sizes: list[int], alignment: int, label: str, call_site: str | None) -> list[Lease] | None:
+    def _take_many(self, sizes: list[int], alignment: int, label: str, site: str) -> list[Lease] | None:
         """Lease blocks over the lane: all or none."""
         if (cache := self._cache) is None:
             return None
-        site = self._call_site(call_site)
         leases: list[Lease] = []
         for size in sizes:
             holding = cache.take(size, alignment, label, None, site)

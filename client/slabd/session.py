@@ -241,6 +241,8 @@ class Session:
         """Unmap the heap, say goodbye and hang up; return whether this process cannot touch the heap any more."""
         if self._attachment is None:
             return True
+        if self.cache is not None:
+            self.cache.stop()  # once more: others may have given something back since
         try:
             self._attachment.mapping.close()
         except BufferError:  # a slice made at the last moment: the daemon keeps what it may show until we exit
@@ -328,7 +330,7 @@ class Session:
         session that has ended, and the pipe, which tells the parent that somebody can touch those it is done with.
         """
         if self.cache is not None:
-            self.cache.stop()
+            self.cache.stop(inherited=True)
         self._state_lock = threading.Lock()
         self.heirs.inherit()
         self.holdings.become_inherited(self._renounce)

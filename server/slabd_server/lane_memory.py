@@ -224,20 +224,31 @@ class LaneSegment:
 
     # -- what the client says
 
-    def cached(self) -> tuple[int, int]:
-        """Return how many bytes, in how many blocks, the client says it has cached. It may say anything.
+    def claimed(self) -> tuple[int, int]:
+        """Return how many bytes, in how many blocks, lie on the client's stacks, as it says. It may say anything.
 
         Of those that were recalled it may not know yet.
         """
         sizes = self._words[Word.CLASS_SIZES : Word.CLASS_SIZES + CLASSES]
         counts = self._words[Word.CLASS_COUNTS : Word.CLASS_COUNTS + CLASSES]
         both = [(size, count) for size, count in zip(sizes, counts, strict=True) if count]
-        unknown_bytes = self.recalled_bytes - self._words[Word.DROPPED_BYTES]
-        unknown_blocks = self.recalled_blocks - self._words[Word.DROPPED_BLOCKS]
+        return sum(size * count for size, count in both), sum(count for _, count in both)
+
+    def cached(self) -> tuple[int, int]:
+        """Return the same without what was recalled and the client does not know of."""
+        claimed_bytes, claimed_blocks = self.claimed()
+        dropped_bytes, dropped_blocks = self._words[Word.DROPPED_BYTES], self._words[Word.DROPPED_BLOCKS]
+        if not claimed_blocks:  # then it knows of everything
+            self.recalled_bytes, self.recalled_blocks = dropped_bytes, dropped_blocks
         return (
-            max(0, sum(size * count for size, count in both) - unknown_bytes),
-            max(0, sum(count for _, count in both) - unknown_blocks),
+            max(0, claimed_bytes - max(0, self.recalled_bytes - dropped_bytes)),
+            max(0, claimed_blocks - max(0, self.recalled_blocks - dropped_blocks)),
         )
+
+    def note_recalled(self, size: int) -> None:
+        """Count a block that was recalled; of a negative size, one that the client returned without knowing it."""
+        self.recalled_bytes += size
+        self.recalled_blocks += 1 if size > 0 else -1
 
     def states(self, slots: int) -> bytes:
         """Return a copy of the states of the first `slots` slots."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from slabd_server.dispatch import Dispatcher
     from slabd_server.lane_memory import GenerationTable
 
+# How often everybody is read for one lane at a time because of opens that nobody seems to have promised.
+_PATIENCE: Final = 8
 _LEAST_KEPT: Final = 4096
 _TICK_SECONDS: Final = 0.005
 _QUIET_TICKS: Final = 4
@@ -78,6 +80,7 @@ class Lane:
     broken: bool = False
     reading: bool = False
     blocked: bool = False
+    patience: int = 0
     granted: deque[tuple[int, BlockRef, int]] = field(default_factory=deque)
 
     def untaken(self) -> list[tuple[int, BlockRef, int]]:
@@ -186,6 +189,12 @@ class Lanes:
             if session is not None and session.state is SessionState.ACTIVE:
                 session.books.claim(session, *self._cached(lane))
 
+    def read_heap_of(self, session: SessionId) -> None:
+        """Do what everybody has posted who has a lane to the heap of this session."""
+        found = self._engine.sessions.find(session)
+        if found is not None:
+            self._perform([lane for lane in self._lanes.values() if lane.heap == found.books.name])
+
     def _cached(self, lane: Lane) -> tuple[int, int]:
         """Return how many bytes, in how many blocks, a client does not use: what it says, and what it has not taken."""
         cached_bytes, cached_blocks = lane.segment.cached()
@@ -231,7 +240,7 @@ class Lanes:
         if session.state is not SessionState.ACTIVE:
             self._engine.finish_chores(now=self._dispatcher.now())
         count = 0
-        lane.reading = True
+        lane.reading, lane.patience = True, _PATIENCE
         try:
             while count < RING and (entry := lane.segment.next_submission()) is not None:
                 self._do(session, lane, entry)
@@ -255,7 +264,8 @@ class Lanes:
         """Do what was posted."""
         ref, now, sequence = BlockRef(SlotId(entry.slot), entry.generation), self._dispatcher.now(), lane.segment.taken
         if entry.verb == Verb.RETURN:
-            self._posts.give_back(session, ref, sequence=sequence, now=now)
+            if not self._posts.give_back(session, ref, sequence=sequence, now=now) and entry.a:
+                lane.segment.note_recalled(-entry.a)  # the client has not noticed that it was
         elif entry.verb == Verb.SHARE:
             item = ShareItem(ref, entry.quantity, entry.a / _MICROSECONDS if entry.a else None)
             self._posts.share(session, item, entry.b, sequence=sequence, now=now)
@@ -276,7 +286,8 @@ class Lanes:
         That two lanes wait for each other for ever cannot be: who made a handle did so before anybody opened it. But
         the handle may lie behind the very post for which this lane is read; then this lane waits, and is read again.
         """
-        if not self._posts.is_promised(session, ref):
+        if lane.patience and not self._posts.is_promised(session, ref):
+            lane.patience -= 1
             others = [each for each in tuple(self._lanes.values()) if each.heap == lane.heap and each is not lane]
             if any(each.reading for each in others):
                 raise _NotYet
@@ -429,13 +440,15 @@ class Lanes:
         Those that were not transferred after all get their gates back.
         """
         found = self._engine.sessions.find(session)
-        books = found.books if found is not None and refs else None
-        if books is None or not books.gates.watched:
+        if found is None or not refs or not found.books.gates.watched:
             yield
             return
-        closed = [ref for ref in refs if books.close_gate(ref)]
-        barrier()
-        self.look()
+        books = found.books
+        self.read_heap_of(session)
+        closed = [ref for ref in refs if books.close_gate(found, ref)]
+        if closed:
+            barrier()
+            self.read_heap_of(session)
         try:
             yield
         finally:
@@ -464,7 +477,7 @@ class Lanes:
 
     def _recall(self, lanes: list[Lane], wanted_bytes: int) -> None:
         """Take cached blocks back until there are enough: of those clients first that have most."""
-        having = [(self._cached(lane)[0], lane) for lane in lanes if not lane.broken]
+        having = [(lane.segment.claimed()[0] + len(lane.untaken()), lane) for lane in lanes if not lane.broken]
         chosen = [lane for cached, lane in sorted(having, key=lambda each: -each[0]) if cached]
         sessions = [(lane, self._engine.sessions.find(lane.session)) for lane in chosen]
         active = [(lane, each) for lane, each in sessions if each and each.state is SessionState.ACTIVE]
@@ -483,16 +496,24 @@ class Lanes:
     def _take(self, lane: Lane, session: Session, wanted_bytes: int) -> int:
         states = lane.segment.states(session.books.ledger.high_water)
         freed = self._take_untaken(lane, session, states, wanted_bytes)
+        if states.count(_CACHED) > len(session.owned):  # most of it is old, or a lie
+            for owned in tuple(session.owned):
+                if freed < wanted_bytes and states[owned : owned + 1] == _CACHED:
+                    freed += self._take_back(lane, session, owned)
+            return freed
         slot = states.find(_CACHED)
         while slot >= 0 and freed < wanted_bytes:
-            ref = self._posts.may_be_cached(session, slot)
-            if ref is not None:
-                size = self._posts.recall(session, ref, now=self._dispatcher.now())
-                lane.segment.recalled_bytes += size
-                lane.segment.recalled_blocks += 1
-                freed += size
+            freed += self._take_back(lane, session, slot)
             slot = states.find(_CACHED, slot + 1)
         return freed
+
+    def _take_back(self, lane: Lane, session: Session, slot: int) -> int:
+        ref = self._posts.may_be_cached(session, slot)
+        if ref is None:
+            return 0
+        size = self._posts.recall(session, ref, now=self._dispatcher.now())
+        lane.segment.note_recalled(size)
+        return size
 
     def _take_untaken(self, lane: Lane, session: Session, states: bytes, wanted_bytes: int) -> int:
         """Take back what was granted and is still in the ring; what the client does not use cannot be IN_USE."""
@@ -501,8 +522,7 @@ class Lanes:
             idle = states[ref.slot : ref.slot + 1] != _IN_USE and self._posts.may_be_cached(session, ref.slot) == ref
             if idle and freed < wanted_bytes:
                 freed += self._posts.recall(session, ref, now=self._dispatcher.now())
-                lane.segment.recalled_bytes += size
-                lane.segment.recalled_blocks += 1
+                lane.segment.note_recalled(size)
         return freed
 
     # -- asking

@@ -129,7 +129,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def Open(self, request: pool_pb2.OpenRequest, context: Context) -> pool_pb2.OpenResponse:
         """Open handles, which may have been posted a moment ago."""
-        self._lanes.look()
+        self._lanes.read_heap_of(wire.key(request.session).id)
         outcome = self._engine.open(
             self._key(request.session),
             [wire.handle(handle) for handle in request.handles],

@@ -191,7 +191,7 @@ def test_a_storm_of_interrupts_loses_nothing(daemon: DaemonProcess, tmp_path: Pa
 
 
 def test_forks_during_lane_traffic(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Struck hundreds of times while it leases, shares, opens and releases, a client loses no block."""
+    """Children see what their parent had in use at the fork, unchanged, while its threads lease and release."""
     out = run(
         daemon,
         tmp_path,

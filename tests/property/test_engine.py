@@ -38,7 +38,7 @@ SIZES = st.sampled_from([1, 64, 65, 500, 4096, 4097, 30 * KIB, 200 * KIB, 700 * 
 
 @dataclass
 class Kept:
-    """A granted block and its keepers."""
+    """A granted block and its keepers; whether there has been a handle of it, and whether its owner may cache it."""
 
     block: Block
     owner: SessionId | None
@@ -46,6 +46,8 @@ class Kept:
     transfer: bool = False
     deadline: float = 0.0
     holds: Counter[SessionId] = field(default_factory=Counter)
+    shared: bool = False
+    cacheable: bool = False
 
     @property
     def kept(self) -> bool:
@@ -69,9 +71,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     def absorb(self, effects: Effects) -> None:
         """Forget what nobody keeps, then learn what waiters were granted."""
-        self.model = {ref: kept for ref, kept in self.model.items() if kept.kept}
+        self.forget()
         for woken in effects.woken:
             self.learn(woken, self.waiting.pop(woken.ticket))
+
+    def forget(self) -> None:
+        """Forget what nobody keeps."""
+        self.model = {ref: kept for ref, kept in self.model.items() if kept.kept}
 
     def learn(self, woken: Woken, session: SessionId) -> None:
         """Record a waiter's blocks."""
@@ -148,6 +154,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert kept.owner == key.id
         kept.pending += 1 if transfer else opens
         kept.transfer = transfer
+        kept.shared = True
         kept.deadline = max(kept.deadline, self.world.now + (60.0 if transfer else 20.0))
         kept.owner = None if transfer else kept.owner
         return handle
@@ -169,7 +176,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert block == kept.block
         kept.pending -= 1
         if handle.transfer:
-            kept.owner, kept.transfer = key.id, False
+            kept.owner, kept.transfer, kept.cacheable = key.id, False, False
         else:
             kept.holds[key.id] += 1
         if not kept.pending:
@@ -240,7 +247,7 @@ class EngineMachine(RuleBasedStateMachine):
         leases, total = inspection.leases(self.world.engine, "", 0, 10_000, self.world.now)
         assert {info.block.ref for info in leases} == set(self.model)
         assert total == len(self.model)
-        assert self.world.used == sum(kept.block.size for kept in self.model.values())
+        assert self.world.heap.books.allocator.used_bytes == sum(kept.block.size for kept in self.model.values())
         for info in leases:
             kept = self.model[info.block.ref]
             assert (info.session, info.pending_opens) == (kept.owner, kept.pending)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from unittest.mock import patch
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from slabd_server.core import extents, tags
+from slabd_server.core.errors import Searching
 from slabd_server.core.extents import Extents
+from slabd_server.core.patience import Patience
 
 PAGES = st.integers(1, 12)
 ALIGNMENTS = st.sampled_from([2, 4, 8, 16])
@@ -15,10 +21,19 @@ ALIGNMENTS = st.sampled_from([2, 4, 8, 16])
 class ExtentsMachine(RuleBasedStateMachine):
     """The model: the set of free pages, the pages taken, and searching through all of them."""
 
-    @initialize(pages=st.integers(1, 48), phase=st.integers(0, 20))
-    def make(self, pages: int, phase: int) -> None:
-        """Start with all pages free."""
-        self.extents = Extents(pages, phase)
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = ExitStack()
+
+    @initialize(
+        pages=st.integers(1, 48), phase=st.integers(0, 20), few=st.sampled_from([0, 2, 1000]), limit=st.integers(0, 2)
+    )
+    def make(self, pages: int, phase: int, few: int, limit: int) -> None:
+        """Start with all pages free; with little at hand, and little patience."""
+        self.patches.enter_context(patch.multiple(tags, AT_HAND=few, _AT_ONCE=2))
+        self.patches.enter_context(patch.multiple(extents, SPILL=few + 2, _AT_ONCE=2, _A_LOOK=1))
+        self.patience = Patience(limit or None)
+        self.extents = Extents(pages, phase, self.patience)
         self.phase = phase
         self.free = set(range(pages))
         self.taken: list[tuple[int, int]] = []
@@ -63,12 +78,26 @@ class ExtentsMachine(RuleBasedStateMachine):
         """A request fails only when no aligned page has as many free pages from it on."""
         wanted = range(pages)
         places = [p for p in self.free if (p + self.phase) % alignment == 0 and all(p + i in self.free for i in wanted)]
-        first = self.extents.take_aligned(pages, alignment)
+        self.patience.renew(0)
+        try:
+            first = self.extents.take_aligned(pages, alignment)
+        except Searching:
+            return
         if not places:
             assert first == -1
             return
         assert first in places
         self.took(first, pages)
+
+    @rule()
+    def go_on(self) -> None:
+        """Go on with a search for a step."""
+        self.patience.go_on()
+
+    @rule()
+    def tidy(self) -> None:
+        """Put tags away, and give up spare room."""
+        self.extents.tidy()
 
     @rule(first=st.integers(0, 60), pages=PAGES)
     def take_at(self, first: int, pages: int) -> None:
@@ -96,6 +125,10 @@ class ExtentsMachine(RuleBasedStateMachine):
         self.extents.grow(pages)
         self.free |= set(range(self.pages, self.pages + pages))
         self.pages += pages
+
+    def teardown(self) -> None:
+        """Undo what was patched."""
+        self.patches.close()
 
     @invariant()
     def same(self) -> None:

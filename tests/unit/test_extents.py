@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slabd_server.core import extents as module
+from slabd_server.core import tags
 from slabd_server.core.decay import DecayingExtents
-from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.errors import InvariantBroken, Searching
 from slabd_server.core.extents import Extents, FitIndex, IntSet
 from slabd_server.core.memory import FixedMemory
-from slabd_server.core.spare import EACH, LOOSE
+from slabd_server.core.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +189,7 @@ def test_exact_pages_are_taken_from_inside_a_range() -> None:
 def test_the_ends_of_a_range_are_known_without_an_order() -> None:
     """Pages at the front or the back of a range are taken by its tags; what only begins or ends like one is refused."""
     extents = with_holes((10, 10), (30, 4))
+    extents._order = None
     assert extents.take_at(10, 3)
     assert extents.take_at(18, 2)
     assert extents._order is None
@@ -234,7 +236,9 @@ def _shift_an_end(extents: Extents) -> None:
 
 
 def _forget_to_join(extents: Extents) -> None:
-    extents._link(14, 2)
+    extents._pages[14], extents._starts[16] = 2, 14
+    extents._fits.add(14, 2)
+    extents._index(14, 2)
     extents.free_pages += 2
 
 
@@ -259,7 +263,17 @@ def _lose_the_order(extents: Extents) -> None:
 
 
 def _lose_a_room(extents: Extents) -> None:
-    extents._rooms(4).remove(10, 2)
+    rooms = extents._rooms(4)
+    extents._read(rooms, 4)
+    rooms.fits.remove(10, 2)
+
+
+def _read_what_is_gone(extents: Extents) -> None:
+    extents._rooms(8).due.add(50)
+
+
+def _count_away(extents: Extents) -> None:
+    extents._tags.away += 1
 
 
 BREAKS: list[Callable[[Extents], None]] = [
@@ -273,6 +287,8 @@ BREAKS: list[Callable[[Extents], None]] = [
     _lose_a_length,
     _lose_the_order,
     _lose_a_room,
+    _read_what_is_gone,
+    _count_away,
 ]
 
 
@@ -296,20 +312,125 @@ def test_the_fit_index_does_not_walk_over_tombstones() -> None:
     assert list(index.ranges[1]) == [0]
 
 
-def test_tidying_looks_at_some_lengths_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of very many lengths none has many ranges, and to look at all of them would cost as much as there are ranges."""
+def test_tidying_looks_at_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns, so that none is forgotten; to look at all of them would cost as much as there are lengths."""
     looks = list[int]()
 
-    def look(starts: dict[int, None], limit: int) -> dict[int, None]:
-        looks.append(limit)
+    def look(starts: dict[int, None], _limit: int, _slack: int) -> dict[int, None]:
+        looks.extend(starts)
         return starts
 
     monkeypatch.setattr(module, "without_spare", look)
     index = FitIndex()
-    for length in range(1, 2 * EACH):
-        index.add(0, length)
-    index.tidy()
-    assert looks == [LOOSE] * EACH
+    for length in (3, 5, 2000):
+        index.add(length, length)
+    for _ in range(8):
+        index.tidy()
+    assert looks == [3, 5, 2000, 3, 5, 2000]
+
+
+def test_of_very_many_ranges_of_a_length_few_are_in_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those freed last; the others come back when they are needed, and can be struck out wherever they are."""
+    monkeypatch.setattr(module, "SPILL", 8)
+    monkeypatch.setattr(module, "_AT_ONCE", 3)
+    index, expected, rng = FitIndex(), dict[int, int](), random.Random(1)
+    for number in range(2000):
+        if expected and rng.random() < (0.3 if number < 700 else 0.6):
+            start = index.best(1) if rng.random() < 0.5 else rng.choice(sorted(expected))
+            index.remove(start, expected.pop(start))
+        else:
+            expected[number] = rng.choice((1, 1, 1, 2))
+            index.add(number, expected[number])
+            assert index.best(expected[number]) == number
+        assert all(len(starts) <= 8 for starts in index.ranges.values())
+        assert sorted(index.at_least(1)) == sorted(expected)
+        index.check(expected)
+
+
+@pytest.mark.parametrize("at_hand", [0, 40, 1 << 20])
+def test_an_aligned_search_reads_so_much_in_a_step_and_no_more(monkeypatch: pytest.MonkeyPatch, at_hand: int) -> None:
+    """And goes on where it was, whatever changed meanwhile, until it is known whether a place is there."""
+    monkeypatch.setattr(tags, "AT_HAND", at_hand)
+    patience, rng = Patience(2), random.Random(at_hand)
+    extents = Extents(1 << 16, 0, patience)
+    extents.take(1 << 16)
+    decoys = [16 * k + 1 for k in range(3000)]
+    for first in decoys:
+        extents.give(first, 7)
+        extents.tidy()
+    entered = counted_entries(monkeypatch)
+    for place in (None, 60_000):
+        extents._aligned.clear()
+        steps = 0
+        while True:
+            patience.renew(0)
+            entered[0] = 0
+            try:
+                found = extents.take_aligned(7, 8)
+                break
+            except Searching:
+                assert entered[0] <= 2 * 16 + 1
+            while patience.go_on():
+                steps += 1
+                first = rng.choice(decoys)
+                assert extents.take_at(first, 7)
+                extents.give(first, 7)
+                extents.tidy()
+            extents.check()
+            if place is not None:
+                extents.give(place, 8)
+                place = None
+        assert found == (-1 if steps > 60 else 60_000)
+        patience.answered()
+
+
+def counted_entries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count how many ranges are entered into an index of rooms."""
+    entered, enter = [0], Extents._enter
+
+    def counted(extents: Extents, rooms: module.Rooms, alignment: int, start: int, length: int) -> None:
+        entered[0] += 1
+        enter(extents, rooms, alignment, start, length)
+
+    monkeypatch.setattr(Extents, "_enter", counted)
+    return entered
+
+
+def test_no_table_of_very_many_ranges_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: the items of the largest dictionary that there is at any time, tags and lengths."""
+    monkeypatch.setattr(module, "SPILL", 2048)
+    monkeypatch.setattr(tags, "AT_HAND", 2048)
+    extents = Extents(1 << 18)
+    extents.take(1 << 18)
+    most = 0
+    for page in (*range(0, 120_000, 2), *range(1, 60_000, 2)):
+        extents.give(page, 1)
+        if page % 8 < 2:
+            extents.tidy()
+            parts = (extents._pages, extents._starts, *extents._fits.ranges.values())
+            most = max(most, *map(len, parts))
+    assert most <= 2048 + 64
+    assert extents.ranges == 30_001
+    extents.check()
+
+
+def test_a_rebuild_never_goes_through_all_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: blocks are taken at given places in any order, and each enters a range or two, not thousands."""
+    entered, add = [0], IntSet.add
+
+    def counted(ints: IntSet, number: int) -> None:
+        entered[0] += 1
+        add(ints, number)
+
+    monkeypatch.setattr(IntSet, "add", counted)
+    places = [*range(1, 1 << 14, 2)]
+    random.Random(1).shuffle(places)
+    extents = Extents(1 << 14)
+    for place in sorted(places[:4000]) + places[4000:]:
+        entered[0] = 0
+        assert extents.take_at(place, 1)
+        assert entered[0] <= 8
+    extents.check()
 
 
 def test_whoever_goes_through_all_alignments_makes_two_indexes() -> None:
@@ -323,4 +444,4 @@ def test_whoever_goes_through_all_alignments_makes_two_indexes() -> None:
         assert extents.take_aligned(1, 1 << shift) == -1
         assert len(extents._aligned) <= 2
         extents.check()
-    assert list(extents._aligned) == [1 << 10, 1 << 11] == list(extents._idle)
+    assert list(extents._aligned) == [1 << 10, 1 << 11]

@@ -205,12 +205,14 @@ def test_what_is_cached_is_added_up(segment: LaneSegment) -> None:
     words[Word.CLASS_SIZES], words[Word.CLASS_COUNTS] = 100, 3
     words[Word.CLASS_SIZES + 95], words[Word.CLASS_COUNTS + 95] = 1000, 2
     assert segment.cached() == (2300, 5)
-    segment.recalled_bytes, segment.recalled_blocks = 1100, 2
+    segment.note_recalled(100)
+    segment.note_recalled(1000)
     assert segment.cached() == (1200, 3)
     words[Word.DROPPED_BYTES], words[Word.DROPPED_BLOCKS] = 1100, 2
     assert segment.cached() == (2300, 5)
     words[Word.CLASS_COUNTS] = words[Word.CLASS_COUNTS + 95] = 0
-    segment.recalled_bytes = segment.recalled_blocks = 10**6
+    for _ in range(9):
+        segment.note_recalled(10**6)
     assert segment.cached() == (0, 0)
 
 

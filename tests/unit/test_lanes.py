@@ -626,13 +626,14 @@ async def test_a_recall_announces_itself_first(world: LaneWorld, monkeypatch: py
 async def test_who_has_most_gives_first(world: LaneWorld) -> None:
     """Blocks are recalled from the client that has most of them, and no more than is needed."""
     poor, rich = world.client(), world.client()
-    for client, count in ((poor, 2), (rich, 6)):
-        for block in world.grant(client, MIB // 8, count):
+    few, many = world.grant(poor, MIB // 8, 2), world.grant(rich, MIB // 8, 6)
+    for client, blocks in ((poor, few), (rich, many)):
+        for block in blocks:
             client.cache(name(block), block.size)
     world.lease(world.session(), MIB // 8)
-    assert (poor.lane.segment.recalled_blocks, rich.lane.segment.recalled_blocks) == (0, 1)
+    assert (poor.lost(few), rich.lost(many)) == (0, 1)
     world.lease(world.session(), MIB // 8)
-    assert poor.lane.segment.recalled_blocks == 0
+    assert poor.lost(few) == 0
 
 
 async def test_what_has_other_keepers_is_not_recalled(world: LaneWorld) -> None:
@@ -649,7 +650,6 @@ async def test_what_has_other_keepers_is_not_recalled(world: LaneWorld) -> None:
     liar.claim(MIB // 4, 3)
     with pytest.raises(OutOfMemory):
         world.lease(world.session(), MIB // 2)
-    assert liar.lane.segment.recalled_blocks == 0
     assert world.blocks() == 3
 
 
@@ -707,7 +707,7 @@ async def test_unread_returns_are_read_before_anything_is_recalled(world: LaneWo
     keeps.cache(name(idle), idle.size)
     gives.post(Verb.RETURN, name(block))
     assert world.lease(world.session(), MIB // 2)
-    assert keeps.lane.segment.recalled_blocks == 0
+    assert keeps.lost([idle]) == 0
 
 
 async def test_closing_blocks_are_swept_before_a_heap_is_full(
@@ -730,14 +730,14 @@ async def test_closing_blocks_are_swept_before_a_heap_is_full(
 async def test_an_ended_session_is_told_so(world: LaneWorld) -> None:
     """An operator's word reaches the client through its lane, and a recall does not take it back."""
     client, other = world.client(), world.client()
-    for each in (client, other):
-        (block,) = world.grant(each, MIB // 4)
-        each.cache(name(block), block.size)
+    (mine,), (theirs,) = world.grant(client, MIB // 4), world.grant(other, MIB // 4)
+    client.cache(name(mine), mine.size)
+    other.cache(name(theirs), theirs.size)
     world.dispatcher.perform(world.evict(client.key))
     assert client.attention == ENDED
     world.lease(world.session(), 3 * MIB // 4)
     assert client.attention == ENDED
-    assert (client.lane.segment.recalled_blocks, other.lane.segment.recalled_blocks) == (0, 1)
+    assert (client.lost([mine]), other.lost([theirs])) == (0, 1)
 
 
 async def test_what_an_ended_session_has_cached_is_used(world: LaneWorld) -> None:
@@ -812,7 +812,7 @@ async def test_cached_is_what_clients_say_less_what_was_recalled(world: LaneWorl
     assert world.heap.books.cached_bytes == 6 * MIB // 8
     world.lease(world.session(), MIB // 2)
     world.lanes.look()
-    recalled = client.lane.segment.recalled_blocks
+    recalled = client.lost(blocks)
     assert recalled >= 2
     assert world.heap.books.cached_bytes == (6 - recalled) * MIB // 8
     client.claim(MIB // 8, 6 - recalled)

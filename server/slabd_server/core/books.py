@@ -371,6 +371,7 @@ class Books:
             return 0
         self.gates.close(slot, record.generation)
         if record.flags & Flag.SHARED and self.gates.watched:
+            self._restate(slot, record)
             self.closing[slot] = None
             return record.b
         self.orphans.remove(slot)
@@ -397,10 +398,14 @@ class Books:
         self.allocator.free(record.a)
         return record.b
 
-    def close_gate(self, ref: BlockRef) -> bool:
-        """Close a granted block's gate, because it is to be transferred; return whether there is such a block."""
+    def close_gate(self, account: Account, ref: BlockRef) -> bool:
+        """Close the gate of a block that its owner is about to transfer; return whether there is anything to close.
+
+        There is not when nobody ever had a handle of it, nor when the transfer will be refused.
+        """
         record = self.ledger.get(ref.slot)
-        if record.kind is not Kind.BLOCK or record.generation != ref.generation:
+        mine = (record.kind, record.generation, record.session) == (Kind.BLOCK, ref.generation, account.id)
+        if not mine or record.pending or ref.slot in self.holds or not record.flags & Flag.SHARED:
             return False
         self.gates.close(ref.slot, ref.generation)
         return True

@@ -34,6 +34,7 @@ from typing import Final
 
 from slabd_server.core.errors import InvariantBroken
 from slabd_server.core.extents import FitIndex
+from slabd_server.core.page_table import PageTable
 
 MIN_IDLE: Final = 1024
 # Each takes some 80 bytes a holder. One is that of every byte, which is asked first and so never the oldest. A request
@@ -48,17 +49,17 @@ class RoomIndex:
 
     __slots__ = ("_fits", "cost", "limit", "read", "rooms", "walked")
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int = 0) -> None:
         self.cost = 0
         self.limit = _PATIENT
         self.read = 0
-        self.rooms: dict[int, int] = {}
+        self.rooms: PageTable[int] = PageTable(pages)
         self.walked = 0
         self._fits = FitIndex()
 
     def file(self, page: int, room: int) -> None:
         """Enter what room the holder at `page` has, in the place of what was known; none strikes it out."""
-        before = self.rooms.get(page, 0)
+        before = self.rooms.get(page) or 0
         if before == room:
             return
         if before:
@@ -75,17 +76,18 @@ class RoomIndex:
 
     def check(self) -> None:
         """Raise `InvariantBroken` unless both sides hold the same, and no holder without room."""
-        self._fits.check(self.rooms)
+        self._fits.check(dict(self.rooms.items()))
         if not all(room > 0 for room in self.rooms.values()):
             raise InvariantBroken(f"{len(self.rooms)} rooms are filed, {min(self.rooms.values())} is one of them")
 
 
 class Crumbs:
-    """The indexes there are, by alignment, and the log they are kept up with."""
+    """The indexes there are of a heap of `pages` pages, by alignment, and the log they are kept up with."""
 
-    __slots__ = ("_due", "indexes", "log")
+    __slots__ = ("_due", "_pages", "indexes", "log")
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int = 0) -> None:
+        self._pages = pages
         self.indexes: dict[int, RoomIndex] = {}
         self.log: list[int] = []
         self._due = 0
@@ -115,7 +117,7 @@ class Crumbs:
         most = INDEXES_MAX + any(key < 0 for key in (alignment, *self.indexes))
         while len(self.indexes) >= most:
             del self.indexes[next(iter(self.indexes))]
-        index = self.indexes[alignment] = RoomIndex()
+        index = self.indexes[alignment] = RoomIndex(self._pages)
         index.read = len(self.log)
         self._trim()
         return index

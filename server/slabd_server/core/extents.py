@@ -330,7 +330,7 @@ class Extents:
         self.pages = 0
         self.free_pages = 0
         self._tags = Tags(pages)
-        # These are never replaced: what every change needs is one look away.
+        # What every change needs is one look away.
         self._pages, self._starts = self._tags.pages, self._tags.starts
         self._fits = FitIndex()
         self._aligned: dict[int, Rooms] = {}
@@ -352,7 +352,7 @@ class Extents:
 
     def _cut_from(self, start: int, pages: int) -> int:
         if pages == 1:
-            first = start + self._tags.length(start) - 1
+            first = start + (self._pages.get(start) or self._tags.length(start)) - 1
             self._cut(start, first, 1)
             return first
         self._cut(start, start, pages)
@@ -457,6 +457,7 @@ class Extents:
             self._put_away(start)
         if self._tags.away or not self._turn % _EACH:
             self._tags.tidy()
+            self._pages, self._starts = self._tags.pages, self._tags.starts
         if not self._turn % _EACH:
             self._fits.tidy()
 

@@ -127,7 +127,7 @@ class Seeker:
         """
         ground = self.ground
         if ground.crumbs is None:
-            ground.crumbs = Crumbs()
+            ground.crumbs = Crumbs(ground.extents.pages)
         index = ground.crumbs.use(self._sign * self._stride) or ground.crumbs.make(self._sign * self._stride)
         if index.walked != WALKED:
             self._walk(index)
@@ -251,7 +251,7 @@ class Seeker:
         due = self.holders(crumbs.pending(index)) if crumbs else set()
         for begin, end, holders in self._all_runs():
             room = end - self._aligned(begin)
-            known = max((index.rooms.get(holder.start, 0) for holder in holders), default=room)
+            known = max(((index.rooms.get(holder.start) or 0) for holder in holders), default=room)
             if known < room and not due.intersection(holders) and all(each.start < index.walked for each in holders):
                 raise InvariantBroken(f"a room of {room} quanta at {begin} is not known, {known} is: {holders}")
 

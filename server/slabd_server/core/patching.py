@@ -26,8 +26,8 @@ def place(ground: Ground, offset: int, size: int) -> None:
     """
     first, behind = offset >> PAGE_SHIFT, pages_for(offset + size)
     # Only the first and the last page can be somebody's: those between are wholly free, so they are free pages.
-    begin = first + (first in ground.owners)
-    end = max(behind - (behind - 1 in ground.owners), begin)
+    begin = first + 1 if first in ground.owners else first
+    end = behind - 1 if behind - 1 in ground.owners else behind
     if begin < end and not ground.extents.take_at(begin, end - begin):
         raise InvariantBroken(f"block {offset}+{size} overlaps another: pages {begin} to {end} are not all free")
     whole = offset + size >> PAGE_SHIFT

@@ -71,15 +71,16 @@ class Posts:
         except NoMemory:
             return None
 
-    def give_back(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> None:
-        """End a lease. A block that is not this session's is no matter: it was recalled or transferred meanwhile."""
+    def give_back(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> bool:
+        """End a lease; False for a block that is not this session's: it was recalled or transferred meanwhile."""
         books = session.books
         record = books.ledger.get(ref.slot)
         if record.kind is not Kind.BLOCK or record.generation != ref.generation or record.session != session.id:
-            return
+            return False
         books.tallies.hold_seconds.observe(now - record.time)
         freed = books.disown(session, ref.slot, sequence=sequence, cause="released", record=record)
         count_up(books.tallies.reclaimed_bytes, "released", freed)
+        return True
 
     def resize(self, session: Session, ref: BlockRef, requested_size: int) -> None:
         """Note how many bytes of its block a client uses this time, if it is its own."""

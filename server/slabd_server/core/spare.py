@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 
 TIGHT: Final = 72  # bytes an item, for what there is most of: not even every grown dictionary keeps to it
 LOOSE: Final = 128  # bytes an item: only what has shrunk exceeds it
-EACH: Final = 1024  # how many items go between two looks
 SMALL: Final = 64 << 10
 
 K = TypeVar("K")

@@ -15,6 +15,7 @@ Invariants, for each range [s, s + n):
 
 from __future__ import annotations
 
+import sys
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
@@ -87,13 +88,14 @@ class Tags:
         self.away += 1
 
     def tidy(self) -> None:
-        """Give up the room of ranges that are gone: of those at hand, and in one part; the next time, in the next."""
-        for table in (self.pages, self.starts):
-            fresh = without_spare(table, LOOSE)
-            if fresh is not table:
-                # The table itself stays, because others know it.
-                table.clear()
-                table.update(fresh)
+        """Give up the room of ranges that are gone: in one table of those at hand, which may be another afterwards, and
+        in one part of the others; the next time, in the next.
+        """
+        # One of the two in a step: they have as many items.
+        if sys.getsizeof(self.pages) > sys.getsizeof(self.starts):
+            self.pages = without_spare(self.pages, LOOSE)
+        else:
+            self.starts = without_spare(self.starts, LOOSE)
         if self.away:
             self._away_pages.tidy()
             self._away_starts.tidy()

@@ -217,7 +217,7 @@ def test_async_misses_wait_for_the_bell(daemon: HandDaemon) -> None:
 
         bell.wait = serve  # type: ignore[method-assign, assignment]
         return await asyncio.gather(
-            *(daemon.cache.get_async(size, 1, "", None, None, bell) for size in (100, 100, 5000, 100))
+            *(daemon.cache.get_async(size, 1, "", None, None) for size in (100, 100, 5000, 100))
         )
 
     found = [each for each in asyncio.run(main()) if each is not None]
@@ -475,7 +475,6 @@ def test_what_is_idle_goes_back(daemon: HandDaemon) -> None:
     returned = daemon.returned()
     assert used.slot not in returned
     assert len(returned) >= 3
-    assert [daemon.state(slot) for slot in returned] == [State.FREE] * len(returned)
     assert daemon.segment.cached() == (0, 0)
     daemon.release(used)
     daemon.balances()
