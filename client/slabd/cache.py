@@ -27,7 +27,7 @@ import time
 from collections import deque
 from sys import getrefcount
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slabd import arguments
 from slabd.bell import Bell
@@ -269,7 +269,7 @@ class Cache:
 
     def _refill(self, size: int, alignment: int) -> bool:
         """Have a block of a size put on its stack; False when the daemon has to be asked by gRPC."""
-        if self._stopped:
+        if self._stopped or self._is_inside():
             return False
         with self._missing:
             if self._busy or monotonic() < self._silent_until:  # the garbage collector came in between
@@ -279,6 +279,14 @@ class Cache:
                 return self._ask_and_wait(size, alignment)
             finally:
                 self._busy = False
+
+    def _is_inside(self) -> bool:
+        """Whether this thread has an inner lock already: the garbage collector came in between.
+
+        Whoever has the outer one may be waiting for that.
+        """
+        inner: tuple[Any, ...] = (self._taking_in, self.lane.lock)
+        return any(lock._is_owned() for lock in inner)  # noqa: SLF001  # threading.Condition asks RLocks the same
 
     def _ask_and_wait(self, size: int, alignment: int) -> bool:
         self.collect()

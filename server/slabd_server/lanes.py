@@ -287,11 +287,12 @@ class Lanes:
         the handle may lie behind the very post for which this lane is read; then this lane waits, and is read again.
         """
         if lane.patience and not self._posts.is_promised(session, ref):
-            lane.patience -= 1
             others = [each for each in tuple(self._lanes.values()) if each.heap == lane.heap and each is not lane]
             if any(each.reading for each in others):
                 raise _NotYet
             self._drain_all(others)
+            if not self._posts.is_promised(session, ref):
+                lane.patience -= 1
         self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
 
     def _lease(self, session: Session, lane: Lane, entry: Submission) -> None:

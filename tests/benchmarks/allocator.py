@@ -12,8 +12,8 @@ printing.
   are freed soon after they were granted, and what was written about them is still in the processor's caches.
 - `random victims`: a pair that frees any of the live blocks, each as likely as the others, and grants one of the same
   size. Beside a million blocks that costs more than beside a thousand, in any program: what is known of the victim is
-  in none of the caches. So a control is measured in turns with it, a bare dictionary of as many items from which a random
-  one is deleted and into which another is put. Compare the two ratios, not the heap's with 1.
+  in none of the caches. So a control is measured in turns with it, a bare dictionary of as many items from which a
+  random one is deleted and into which another is put. Compare the two ratios, not the heap's with 1.
 - `longest step`: a heap full of slabs of which each is half used, and a request that fits nowhere, made as the daemon
   makes it: the search for its place is cut into steps (`core/patience.py`). In milliseconds of this thread's time; the
   first search, one for an alignment, and the same again when the index has been let go; then a search to the end.

@@ -33,7 +33,8 @@ class HandOff:
     blind: str = ""
 
     def __str__(self) -> str:
-        return f"{self.consumers} consumers, {self.rounds} times {self.opens} opens, {self.grants} grants, transfers: {self.transfers}"
+        what = "transfers" if self.transfers else f"{self.grants} grants"
+        return f"{self.consumers} consumers, {self.rounds} times {self.opens} opens, {what}"
 
     def machine(self) -> Machine:
         """Return the system."""
@@ -45,14 +46,20 @@ class HandOff:
         return Machine(daemon, clients, [("gate", slot)], self.crashes, self.grants, self.transfers)
 
 
+_GATE_OF_A_TRANSFER = pytest.mark.xfail(
+    strict=True, reason="the gate of a block that is transferred is opened again while somebody may be before it"
+)
+
+
 @pytest.mark.parametrize(
     "model",
     [
         HandOff(consumers=2, opens=1),
-        HandOff(consumers=2, opens=2, grants=0),
+        HandOff(consumers=2, opens=2, grants=0, crashes=False),
         HandOff(consumers=1, opens=2),
         HandOff(consumers=1, opens=1, rounds=2),
-        HandOff(consumers=1, opens=1, grants=0, transfers=True),
+        pytest.param(HandOff(consumers=1, opens=1, grants=0, transfers=True), marks=_GATE_OF_A_TRANSFER),
+        pytest.param(HandOff(consumers=2, opens=1, grants=0, transfers=True, crashes=False), marks=_GATE_OF_A_TRANSFER),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from tests.property.test_engine import SIZES, EngineMachine, Kept
 
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import NoMemory
-from slabd_server.core.records import Block, BlockRef, BlockState, Handle, LeaseItem, SessionKey, ShareItem
+from slabd_server.core.records import Block, BlockState, Handle, LeaseItem, SessionKey, ShareItem
 
 if TYPE_CHECKING:
     from slabd_server.core.posts import Posts
@@ -187,7 +187,7 @@ class PostsMachine(EngineMachine):
         books = self.world.heap.books
         slots = tuple(books.closing)[:most]
         effects = self.world.engine.sweep({books.name: slots}, now=self.world.now).effects
-        self.model = {ref: kept for ref, kept in self.model.items() if kept.kept or ref.slot not in slots}
+        self.model = {ref: kept for ref, kept in self.model.items() if kept.kept or ref[0] not in slots}
         self.absorb(effects)
 
     @invariant()
@@ -198,14 +198,21 @@ class PostsMachine(EngineMachine):
 
     @invariant()
     def gates_let_in_who_was_promised(self) -> None:
-        """The gate of a promised block is open, of one that nobody keeps closed; no other generation's is open."""
-        for ref, kept in self.model.items():
+        """The gate of a promised block is open, of one that nobody keeps closed, and of none that is not granted open.
+
+        Once all promises of a block have been kept or are over, it is not open either.
+        """
+        for kept in self.model.values():
+            state, generation = self.gates.now[kept.block.ref.slot]
+            assert generation == kept.block.ref.generation
             if kept.pending and not kept.transfer:
-                assert self.gates.now[ref.slot] == ("open", ref.generation)
+                assert state == "open"
+            if kept.shared and kept.cacheable and not kept.pending:
+                assert state != "open"
             if not kept.kept:
-                assert self.gates.now[ref.slot] == ("closed", ref.generation)
-        for slot, (state, generation) in self.gates.now.items():
-            assert state == "closed" or (slot, generation) in {BlockRef(*ref) for ref in self.model}
+                assert state == "closed"
+        granted = {kept.block.ref.slot for kept in self.model.values()}
+        assert all(slot in granted or state == "closed" for slot, (state, _) in self.gates.now.items())
 
     @invariant()
     def claims_are_bounded(self) -> None:

@@ -409,6 +409,13 @@ def test_a_heap_of_2_mib_pages_is_a_multiple_of_them(tmp_path: Path) -> None:
     assert problems(file)[0].endswith("heaps.b.size: '32KiB' is not a multiple of 2MiB, as huge_pages asks for")
 
 
+@pytest.mark.parametrize("pages", ["2MiB", "transparent"])
+def test_huge_pages_are_not_given_back(pages: str, tmp_path: Path) -> None:
+    """The ones are reserved anyway, and of the others only small pages would come again."""
+    file = write(tmp_path, f"huge_pages = '{pages}'\n[heaps.a]\nsize = '2MiB'\ngive_back_seconds = 5")
+    assert f"does not go with {pages}" in problems(file)[0]
+
+
 def test_users_go_by_name_or_number() -> None:
     """Names are looked up on this machine."""
     heap = load_config([f"--allow-uids={getpass.getuser()},7", "--allow-gids=8"], {}).heaps[0]

@@ -16,6 +16,7 @@ from slabd_server.core.errors import (
     NoMemory,
     OutOfMemory,
     OutOfRange,
+    Searching,
     TooLarge,
     UnknownBlock,
 )
@@ -562,3 +563,47 @@ def test_check_sees_each_broken_invariant(damage: Callable[[Heap], None]) -> Non
 def test_an_extent_is_a_pair() -> None:
     """A granted block unpacks into its offset and its usable size."""
     assert Heap(32768).grant(100) == Extent(0, 128) == (0, 128)
+
+
+def test_an_aligned_request_among_many_free_pages_is_searched_for_in_steps() -> None:
+    """Every other page is free, all of them off the alignment: it is refused when that is known, and not before."""
+    heap = Heap(1 << 24, patience=4)
+    for page in [heap.grant(PAGE).offset for _ in range(1 << 12)]:
+        if page // PAGE % 2:
+            heap.free(page)
+    steps = 0
+    for _ in range(10):
+        heap.begin(0)
+        try:
+            heap.grant(PAGE, 2 * PAGE)
+        except Searching:
+            while heap.search():
+                steps += 1
+                heap.check()
+        except Fragmented:
+            break
+    else:
+        pytest.fail("no answer")
+    assert steps > 20
+    heap.begin(0)
+    heap.free(40 * PAGE)
+    assert heap.grant(PAGE, 2 * PAGE).offset == 40 * PAGE
+    heap.check()
+
+
+def test_a_request_that_was_searched_for_and_served_leaves_no_longer_steps() -> None:
+    """Twice as many looks are for who asks again in vain."""
+    heap = Heap(1 << 24, patience=4)
+    for page in [heap.grant(PAGE).offset for _ in range(1 << 12)]:
+        if page // PAGE % 2:
+            heap.free(page)
+    heap.begin(0)
+    with pytest.raises(Searching):
+        heap.grant(PAGE, 2 * PAGE)
+    while heap.search():
+        pass
+    heap.free(40 * PAGE)
+    heap.begin(0)
+    assert heap.grant(PAGE, 2 * PAGE).offset == 40 * PAGE
+    heap.begin(0)
+    assert heap._ground.patience.left == 4

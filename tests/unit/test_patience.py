@@ -8,7 +8,6 @@ from slabd_server.core.errors import Searching
 from slabd_server.core.patience import UNLIMITED, Patience
 
 
-
 class Counting:
     """A search that needs so many steps, and has so much to read."""
 

@@ -17,7 +17,7 @@ Invariants:
 
     a free page that exists is in a run, or in a range of `_holed`
     _holed = starts of free ranges; a free range in which a page does not exist is one of them
-    _solid.ranges[n] = { s : _pages[s] = n, s not in _holed }
+    _solid has each s under the length n that is not in _holed
 """
 
 from __future__ import annotations

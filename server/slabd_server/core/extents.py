@@ -391,6 +391,7 @@ class Extents:
             raise
         if start < 0:
             return NOWHERE
+        self._patience.answered()
         first = start + self._gap(start, alignment)
         self._cut(start, first, pages)
         return first

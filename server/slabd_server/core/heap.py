@@ -151,7 +151,7 @@ class Heap:
     def grant(self, size: int, alignment: int = 1) -> Extent:
         """Grant a block of at least `size` bytes at a multiple of `alignment`.
 
-        Size 0 is granted the smallest block, as in the seed.
+        Size 0 is granted the smallest block, as in the seed: a page when the alignment is above that.
 
         Raises:
             InvalidSize, InvalidAlignment: no layout.

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from slabd_server.core.errors import Searching
 
 UNLIMITED: Final = sys.maxsize
-# 250 looks are 2 to 3 ms.
+# 250 looks are 2 to 5 ms: see `longest step` in tests/benchmarks/allocator.py.
 SLICE: Final = 250
 _PER_ITEM: Final = 8
 _TRIES_MAX: Final = 16

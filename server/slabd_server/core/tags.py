@@ -1,10 +1,11 @@
 """Boundary tags: where free ranges begin and end, of which no operation is long.
 
 Owns the two tags of each range. Those of the ranges that changed last are *at hand*, in two dictionaries, which whoever
-changes ranges uses directly. When there are more than `AT_HAND` of them, those that have not changed for longest are put
-away, some at a time, into tables in parts (`page_table`), and taken out again before they change. So no dictionary ever
-has to grow to hundreds of thousands of items, which would stop everybody for tens of milliseconds; and where there are
-fewer ranges, nobody pays for tables in parts, with which a pair takes a fifth longer. Must not know what a range is for.
+changes ranges uses directly. When there are more than `AT_HAND` of them, those that have not changed for longest are
+put away, some at a time, into tables in parts (`page_table`), and taken out again before they change. So no dictionary
+ever has to grow to hundreds of thousands of items, which would stop everybody for tens of milliseconds; and where there
+are fewer ranges, nobody pays for tables in parts, with which a pair takes a fifth longer. Must not know what a range is
+for.
 
 Invariants, for each range [s, s + n):
 
@@ -88,8 +89,9 @@ class Tags:
         self.away += 1
 
     def tidy(self) -> None:
-        """Give up the room of ranges that are gone: in one table of those at hand, which may be another afterwards, and
-        in one part of the others; the next time, in the next.
+        """Give up the room of ranges that are gone, in one table and in one part; the next time, in others.
+
+        `pages` or `starts` may be another dictionary afterwards.
         """
         # One of the two in a step: they have as many items.
         if sys.getsizeof(self.pages) > sys.getsizeof(self.starts):

@@ -70,6 +70,11 @@ def heap_contradictions(settings: Settings) -> Iterable[Problem]:
     give_back = settings["give_back_seconds"]
     if settings["huge_pages"].value == "2MiB" and give_back.value is not None:
         yield Problem(give_back.source, f"{give_back.words!r} does not go with 2MiB pages, which are reserved anyway")
+    if settings["huge_pages"].value == "transparent" and give_back.value is not None:
+        yield Problem(
+            give_back.source,
+            f"{give_back.words!r} does not go with transparent huge pages: what is given back returns in small ones",
+        )
 
 
 def remote_contradictions(settings: Settings, heaps: Mapping[str, Settings]) -> Iterable[Problem]:
