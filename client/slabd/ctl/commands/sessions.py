@@ -40,6 +40,7 @@ _SESSIONS: tuple[Column[SessionInfo], ...] = (
     Column("MAPPED", lambda session: "yes" if session.attached else "no"),
     Column("STATE", _state, paint=_paint_state),
     Column("USED", lambda session: human_bytes(session.used_bytes), right=True),
+    Column("CACHED", lambda session: human_bytes(session.cached_bytes), right=True),
     Column("LEASES", lambda session: human_count(session.leases), right=True),
     Column("OPENS", lambda session: human_count(session.opens), right=True),
     Column("WAITERS", lambda session: human_count(session.waiters), right=True),
