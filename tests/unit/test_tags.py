@@ -37,6 +37,10 @@ def test_they_are_the_same_at_hand_and_put_away(monkeypatch: pytest.MonkeyPatch)
         assert all(tags.length(page) == model.get(page, 0) for page in range(0, 990, 10))
         assert all(tags.start(start + length) == start for start, length in model.items())
         assert tags.start(990) == -1
+        page = rng.randrange(0, 990, 10)
+        ends = {start + length: start for start, length in model.items()}
+        around = {each for each in (ends.get(page + 4, page), page) if each in model}
+        assert set(tags.away_around(page + 4, page)) == {each for each in around if tags.is_away(each)}
         away = set[int]().union(*(tags.in_part(part) for part in range(tags.parts)))
         assert away == {start for start in model if tags.is_away(start)}
 

@@ -55,8 +55,8 @@ _A_LOOK: Final = 16
 SPILL: Final = 16384
 _AT_ONCE: Final = 256
 _SLACK: Final = 4096
-# So many times there is nothing to tidy but parts of tables.
-_EACH: Final = 16
+# Of so many times that there may be something to put away, there is one at which spare room is given up.
+_EACH: Final = 8
 _SHIFT: Final = 10
 _LOW: Final = (1 << _SHIFT) - 1
 
@@ -147,6 +147,9 @@ class IntSet:
         high = (top << _SHIFT) + self._middle[top].bit_length() - 1
         return (high << _SHIFT) + self._leaves[high].bit_length() - 1
 
+    def __bool__(self) -> bool:
+        return self._top != 0
+
     def __iter__(self) -> Iterator[int]:
         number = self.at_least(0)
         while number >= 0:
@@ -211,16 +214,17 @@ class FitIndex:
         """Put some that were moved in the place of those that are gone: the last of the heap first."""
         spilled = self._spilled[length]
         starts = self.ranges[length] = {}
-        while len(starts) < _AT_ONCE and (start := spilled.largest()) >= 0:
+        while len(starts) < _AT_ONCE and spilled:
+            start = spilled.largest()
             spilled.remove(start)
             starts[start] = None
-        if spilled.largest() < 0:
+        if not spilled:
             del self._spilled[length]
 
     def _remove_spilled(self, start: int, length: int) -> None:
         spilled = self._spilled[length]
         spilled.remove(start)
-        if spilled.largest() < 0:
+        if not spilled:
             del self._spilled[length]
 
     def tidy(self) -> None:
@@ -270,7 +274,7 @@ class FitIndex:
             raise InvariantBroken(f"index holds {len(listed)} ranges, expected {len(expected)}, or of other lengths")
         if set(self._lengths) != set(self.ranges) or not self._spilled.keys() <= self.ranges.keys():
             raise InvariantBroken(f"index knows lengths {set(self._lengths) ^ set(self.ranges)} on one side only")
-        if not all(self.ranges.values()) or any(spilled.largest() < 0 for spilled in self._spilled.values()):
+        if not all(self.ranges.values()) or not all(self._spilled.values()):
             raise InvariantBroken(f"of {len(self.ranges)} lengths one has no range at hand")
 
 
@@ -422,8 +426,8 @@ class Extents:
         start, end = first, first + pages
         fits, indexed = self._fits, self._aligned or self._order is not None
         if self._tags.away:
-            self._take_out(self._tags.start(first))
-            self._take_out(end)
+            for each in self._tags.away_around(first, end):
+                self._take_out(each)
         before = self._starts.pop(first, NOWHERE)
         if before >= 0:
             fits.remove(before, first - before)
@@ -452,14 +456,13 @@ class Extents:
             self.give(first, pages)
 
     def tidy(self) -> None:
-        """Give up the room of ranges that are gone, in one part of the tables; the next time, in the next."""
+        """Put away what there is too much of, and give up the room of ranges that are gone, a part at a time."""
         self._turn += 1
         for start in self._tags.oldest():
             self._put_away(start)
-        if self._tags.away or not self._turn % _EACH:
+        if not self._turn % _EACH:
             self._tags.tidy()
             self._pages, self._starts = self._tags.pages, self._tags.starts
-        if not self._turn % _EACH:
             self._fits.tidy()
 
     # -- asking
@@ -504,7 +507,7 @@ class Extents:
     def _cut(self, start: int, first: int, pages: int) -> None:
         """Take the pages [first, first + pages) out of the range that begins at `start`."""
         fits, indexed = self._fits, self._aligned or self._order is not None
-        if self._tags.away:
+        if start not in self._pages:
             self._take_out(start)
         length = self._pages.pop(start)
         behind, end = first + pages, start + length
@@ -528,12 +531,11 @@ class Extents:
         self.free_pages -= pages
 
     def _take_out(self, start: int) -> None:
-        """Have the tags of a range at hand, if there is one that begins at page `start` and they are not."""
-        if self._tags.is_away(start):
-            self._tags.take_out(start)
-            for alignment, rooms in self._aligned.items():
-                if start & self._tags.mask >= rooms.parts:
-                    self._enter(rooms, alignment, start, self._pages[start])
+        """Have the tags of a range at hand that are put away, in a part that may be still to be read."""
+        self._tags.take_out(start)
+        for alignment, rooms in self._aligned.items():
+            if start & self._tags.mask >= rooms.parts:
+                self._enter(rooms, alignment, start, self._pages[start])
 
     def _put_away(self, start: int) -> None:
         """Put the tags of a range away, into a part that may be still to be read."""

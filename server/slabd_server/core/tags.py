@@ -67,15 +67,25 @@ class Tags:
         """Tell whether the range that begins at page `start` is put away."""
         return start in self._away_pages
 
+    def away_around(self, first: int, end: int) -> list[int]:
+        """List where the ranges begin that are put away, of those that end before `first` or begin at `end`."""
+        away, mask, shift = self._away_pages.parts, self.mask, self._away_pages.shift
+        around = [end] if end >> shift in away[end & mask] else []
+        start = self._away_starts.parts[first & mask].get(first >> shift)
+        if start is not None:
+            around.append(start)
+        return around
+
     def in_part(self, part: int) -> set[int]:
         """Return where the ranges begin that are put away in one of the parts: start & mask = part."""
         return {high << self._away_pages.shift | part for high in self._away_pages.parts[part]}
 
     def take_out(self, start: int) -> None:
         """Have the range that begins at page `start` at hand, which is put away."""
-        length = self.pages[start] = self._away_pages[start]
-        self.starts[start + length] = start
-        del self._away_pages[start], self._away_starts[start + length]
+        mask, shift = self.mask, self._away_pages.shift
+        length = self.pages[start] = self._away_pages.parts[start & mask].pop(start >> shift)
+        end = start + length
+        self.starts[end] = self._away_starts.parts[end & mask].pop(end >> shift)
         self.away -= 1
 
     def oldest(self) -> list[int]:
@@ -84,8 +94,10 @@ class Tags:
 
     def put_away(self, start: int) -> None:
         """Put the range away that begins at page `start`, which is at hand."""
-        length = self._away_pages[start] = self.pages.pop(start)
-        self._away_starts[start + length] = self.starts.pop(start + length)
+        mask, shift = self.mask, self._away_pages.shift
+        length = self._away_pages.parts[start & mask][start >> shift] = self.pages.pop(start)
+        end = start + length
+        self._away_starts.parts[end & mask][end >> shift] = self.starts.pop(end)
         self.away += 1
 
     def tidy(self) -> None:

@@ -45,6 +45,7 @@ pool can beat. It takes about a minute, and needs nothing else.
 
 figures:
   untouched   lease, look at the view, release
+  miss        lease and release when nothing is at hand
   grpc        the same over gRPC, one block and many
   write       lease, write all of it, release
   handoff     a frame from process to process
