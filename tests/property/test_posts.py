@@ -155,21 +155,12 @@ class PostsMachine(EngineMachine):
             kept.holds[key.id] -= 1
         self.serve()
 
-    @rule(key=EngineMachine.sessions, item=EngineMachine.blocks)
-    def recall(self, key: SessionKey, item: tuple[SessionKey, Block]) -> None:
-        """The daemon takes back what is in a slot, if it may be cached: it came by lane, and nobody else has it."""
-        session, slot = self.session_of(key), item[1].ref.slot
-        if session is None:
-            return
-        ref = self.posts.may_be_cached(session, slot)
-        cacheable = [
-            each.block.ref
-            for each in self.model.values()
-            if each.block.ref.slot == slot and each.owner == key.id and each.cacheable
-            if not each.pending and not +each.holds
-        ]
-        assert ([] if ref is None else [ref]) == cacheable
-        if ref is not None:
+    @rule(item=EngineMachine.blocks)
+    def recall(self, item: tuple[SessionKey, Block]) -> None:
+        """The daemon takes a block back that its owner may have cached."""
+        session = self.session_of(item[0])
+        ref = None if session is None else self.posts.may_be_cached(session, item[1].ref.slot)
+        if session is not None and ref is not None:
             self.posts.recall(session, ref, now=self.world.now)
             self.model[ref].owner = None
             self.serve()
@@ -195,6 +186,14 @@ class PostsMachine(EngineMachine):
         """A granted block without a keeper waits for the sweep."""
         unkept = {kept.block.ref.slot for kept in self.model.values() if not kept.kept}
         assert unkept <= set(self.world.heap.books.closing)
+
+    @invariant()
+    def only_what_nobody_else_has_may_be_cached(self) -> None:
+        """A block may be in a cache if its owner got it over the lane, nobody has it open and no handle promises it."""
+        for ref, kept in self.model.items():
+            for session in self.world.engine.sessions:
+                mine = kept.owner == session.id and kept.cacheable and not kept.pending and not +kept.holds
+                assert (self.posts.may_be_cached(session, ref[0]) == ref) == mine
 
     @invariant()
     def gates_let_in_who_was_promised(self) -> None:
