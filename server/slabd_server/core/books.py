@@ -9,6 +9,7 @@ What keeps a granted block, its *keepers*, is written in its ledger record and i
 and from them alone follows its state:
 
     no keeper                                             not granted: the block is free, unless it is CLOSING
+    CLOSING                                               SHARED
     every keeper is a quarantined session, pending == 0   QUARANTINED
     pending > 0 or any hold                               SHARED
     otherwise                                             LEASED
@@ -371,8 +372,8 @@ class Books:
             return 0
         self.gates.close(slot, record.generation)
         if record.flags & Flag.SHARED and self.gates.watched:
-            self._restate(slot, record)
             self.closing[slot] = None
+            self._restate(slot, record)
             return record.b
         self.orphans.remove(slot)
         return self._free(slot, record, actor=actor, sequence=sequence)
@@ -383,7 +384,9 @@ class Books:
             if slot in self.closing:
                 del self.closing[slot]
                 record = self.ledger.get(slot)
-                if not (record.session or record.pending or slot in self.holds):
+                if record.session or record.pending or slot in self.holds:
+                    self._restate(slot, record)
+                else:
                     self.orphans.remove(slot)
                     self._free(slot, record, actor=NO_SESSION, sequence=record.sequence)
 
@@ -492,6 +495,8 @@ class Books:
         self.claim(account, 0, 0)
 
     def _derive(self, slot: SlotId, record: Record) -> BlockState:
+        if slot in self.closing:
+            return BlockState.SHARED
         holders = self.holds.get(slot)
         if not self._quarantined or record.pending:
             return BlockState.SHARED if record.pending or holders else BlockState.LEASED
