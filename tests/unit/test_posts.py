@@ -471,11 +471,11 @@ def test_check_sees_a_closing_block_with_an_owner() -> None:
     block = world.grant(world.session())
     books = world.heap.books
     books.closing[block.ref.slot] = None
-    with pytest.raises(InvariantBroken, match="closing|SHARED"):
+    with pytest.raises(InvariantBroken, match=r"closing|SHARED"):
         books.check()
     books.closing.clear()
     books.closing[SlotId(50)] = None
-    with pytest.raises(InvariantBroken, match="closing|SHARED"):
+    with pytest.raises(InvariantBroken, match=r"closing|SHARED"):
         books.check()
 
 
