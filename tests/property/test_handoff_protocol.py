@@ -29,6 +29,7 @@ class HandOff:
     grants: int = 1
     transfers: bool = False
     crashes: bool = True
+    keeps: bool = False
     mutant: str = ""
     blind: str = ""
 
@@ -42,13 +43,8 @@ class HandOff:
         slot = daemon.slot
         numbers = range(2, 2 + self.consumers)
         consumers = [Actor(f"consumer {number}", consumer(number, slot, blind=self.blind)) for number in numbers]
-        clients = [Actor("owner", owner(slot, opens=self.opens, rounds=self.rounds)), *consumers]
+        clients = [Actor("owner", owner(slot, opens=self.opens, rounds=self.rounds, keeps=self.keeps)), *consumers]
         return Machine(daemon, clients, [("gate", slot)], self.crashes, self.grants, self.transfers)
-
-
-_GATE_OF_A_TRANSFER = pytest.mark.xfail(
-    strict=True, reason="the gate of a block that is transferred is opened again while somebody may be before it"
-)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +54,8 @@ _GATE_OF_A_TRANSFER = pytest.mark.xfail(
         HandOff(consumers=2, opens=2, grants=0, crashes=False),
         HandOff(consumers=1, opens=2),
         HandOff(consumers=1, opens=1, rounds=2),
-        pytest.param(HandOff(consumers=1, opens=1, grants=0, transfers=True), marks=_GATE_OF_A_TRANSFER),
-        pytest.param(HandOff(consumers=2, opens=1, grants=0, transfers=True, crashes=False), marks=_GATE_OF_A_TRANSFER),
+        HandOff(consumers=1, opens=1, grants=0, transfers=True),
+        HandOff(consumers=2, opens=1, grants=0, transfers=True, crashes=False),
     ],
     ids=str,
 )
@@ -90,8 +86,12 @@ def test_a_consumer_that_looks_only_once_is_found_out() -> None:
 
 def test_a_transfer_without_a_barrier_is_found_out() -> None:
     """A block that is transferred has no other readers, because those who had passed its gate have been read."""
-    found = explore(HandOff(consumers=1, opens=1, transfers=True, grants=0, mutant="issues no barrier").machine())
+    model = HandOff(
+        consumers=1, opens=1, grants=0, transfers=True, crashes=False, keeps=True, mutant="issues no barrier"
+    )
+    found = explore(model.machine())
     assert found.broken_rule == "consumer 2 uses block 3.1, which it has not", str(found)
+    assert "daemon transfers" in found.trace, str(found)
 
 
 def test_what_clients_do_when_nothing_comes_in_between() -> None:

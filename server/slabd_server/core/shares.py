@@ -150,7 +150,8 @@ class Shares:
         """Count an open; with the last one promised, the gate is shut. `record` is from before."""
         if record.pending == 1:
             del self._sharers[slot]
-            self._books.gates.shut(slot, record.generation)
+            if not record.flags & Flag.TRANSFER:  # whose gate is closed, and stays so: the new owner is alone
+                self._books.gates.shut(slot, record.generation)
         self._books.tallies.opens_ok += 1
 
     def _promised(self, handle: Handle) -> Record:
