@@ -53,8 +53,7 @@ def test_a_burst_does_not_hold_memory_for_ever(giving: DaemonProcess) -> None:
 
 def test_slabs_go_back_too(giving: DaemonProcess) -> None:
     """The pages of small blocks go the same way."""
-    # Over gRPC. Over the lane it is an open defect: in two runs of three some slabs are still in use a minute later.
-    with slabd.connect(giving.address, lane=False) as pool:
+    with slabd.connect(giving.address) as pool:
         for _ in range(3):
             leases = pool.lease_many([100] * 4000)
             for lease in leases[:10]:

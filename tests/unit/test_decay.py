@@ -11,13 +11,12 @@ from slabd_server.core.decay import STEP_BYTES, STEP_RANGES, DecayingExtents
 from slabd_server.core.decay_clock import PAUSE_SECONDS, DecayClock
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import InvariantBroken, OutOfMemory
+from slabd_server.core.heap import Heap
 from slabd_server.core.memory import FixedMemory
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from slabd_server.core.heap import Heap
 
 
 class Recorder(FixedMemory):
@@ -300,3 +299,23 @@ def test_the_engine_gives_memory_back() -> None:
         assert world.engine.next_deadline(now=world.now) == world.now + 10.0
         world.advance(10.0)
     assert (memory.given, world.engine.next_deadline(now=world.now)) == ([(0, 256)], None)
+
+
+def test_idle_pages_of_slabs_go_back_though_nothing_else_became_free() -> None:
+    """A page that its class keeps for later is free too, and the clock does not stop while there is one."""
+    memory = Recorder()
+    heap = Heap(64 * PAGE, memory=memory)
+    clock = DecayClock(heap, 10.0)
+    block = heap.grant(100)
+    now = 0.0
+    while (due := clock.next(now)) is not None:
+        now = due
+        clock.tick(now)
+    memory.given.clear()
+    heap.free(block.offset)
+    assert heap.slab_free_bytes == PAGE
+    while (due := clock.next(now)) is not None:
+        now = due
+        clock.tick(now)
+    assert heap.slab_free_bytes == 0
+    assert sum(pages for _, pages in memory.given) == 1

@@ -261,9 +261,11 @@ class Heap:
 
     @property
     def decays(self) -> bool:
-        """Whether `decay` may have something to give back, now or later."""
+        """Whether `decay` may have something to give back, now or later: free pages, or idle ones of slabs."""
         decaying = self._ground.decaying
-        return decaying is not None and decaying.decays
+        if decaying is None:
+            return False
+        return decaying.decays or any(cls.idle for cls in self._classes.values())
 
     def decay(self) -> bool:
         """Give back what has been free for a period; return whether there is more to do at once. See `decay`.
