@@ -18,7 +18,6 @@ from slabd import arguments, arrays, operations
 from slabd.address import resolve
 from slabd.aio_transport import AioTransport
 from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
-from slabd.handle import Handle
 from slabd.lease import Block
 from slabd.session import Session
 from slabd.settings import CALL_SECONDS, CONNECT_SECONDS, Settings
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from slabd.channels import Tls
+    from slabd.handle import Handle
     from slabd.holding import Holding
     from slabd.stats import Stats, UsableSize
 
@@ -313,11 +313,7 @@ class AsyncPool(PoolFace):
         return lease
 
     async def _open_one(self, handle: Handle | bytes | str) -> AsyncRef | AsyncLease:
-        session = self._session
-        if (cache := session.cache) is not None:
-            session.check_usable()
-            parsed = Handle.coerce(handle)
-            if parsed.heap_id == session.heap_id and (holding := cache.open(parsed)) is not None:
-                return AsyncRef(session, holding)
+        if (holding := self._open_at_once(handle)) is not None:
+            return AsyncRef(self._session, holding)
         (block,) = await self.open_many([handle])
         return block

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _MAX_UINT64: Final = 2**64 - 1
-_MAX_OPENS: Final = 65_535
+OPENS_MAX: Final = 65_535
 _LABEL_BYTES: Final = 128
 _CALL_SITE_BYTES: Final = 256
 _MAX_SECONDS: Final = 10 * 365 * 86_400.0
@@ -74,8 +74,8 @@ def opens(value: Any) -> int:
         InvalidArgument: it is out of bounds, or no integer.
     """
     number = integer(value, "the number of opens")
-    if not 1 <= number <= _MAX_OPENS:
-        raise InvalidArgument(f"a handle is for 1 to {_MAX_OPENS} opens, not {number}")
+    if not 1 <= number <= OPENS_MAX:
+        raise InvalidArgument(f"a handle is for 1 to {OPENS_MAX} opens, not {number}")
     return number
 
 

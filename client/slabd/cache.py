@@ -2,8 +2,8 @@
 
 A lease takes one, a release puts it back, and neither asks anybody. For each size class there is a stack; the last
 block in is the first out, so that it is warm. A miss asks the daemon over the lane, for a batch that doubles with each
-miss. What all stacks may hold is bounded in bytes; a block that has no
-place goes back to the daemon, and so does one that was idle for IDLE_SECONDS.
+miss. What all stacks may hold is bounded in bytes; a block that has no place goes back to the daemon, and so does one
+that was idle for IDLE_SECONDS.
 
 Rules:
 
@@ -33,10 +33,22 @@ from slabd import arguments
 from slabd.bell import Bell
 from slabd.holding import Holding
 from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW
-from slabd_proto.lane import ENDED, Answer, State, Submission, Verb, Word, may_stay, open_word
+from slabd.transport import run
+from slabd_proto.lane import (
+    CLASSES,
+    ENDED,
+    Answer,
+    State,
+    Submission,
+    Verb,
+    Word,
+    may_stay,
+    open_word,
+    pack_detail,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import FrameType
 
     from slabd.handle import Handle
@@ -45,13 +57,11 @@ if TYPE_CHECKING:
     from slabd_proto.lane import Completion
 
 IDLE_SECONDS: Final = 5.0
-OPENS_MAX: Final = 65_535
 MISS_SECONDS: Final = 1.0
 _BATCH_MAX: Final = 64
 _BATCH_PART: Final = 4
 _SIZES_KEPT: Final = 65_536
 _OPENED_KEPT: Final = 4096
-_CLASSES_MAX: Final = 96
 _ATTENTION: Final = int(Word.ATTENTION)
 _DROPPED_BYTES: Final = int(Word.DROPPED_BYTES)
 _DROPPED_BLOCKS: Final = int(Word.DROPPED_BLOCKS)
@@ -59,7 +69,6 @@ _SUBMISSIONS_TAKEN: Final = int(Word.SUBMISSIONS_TAKEN)
 _IN_USE: Final = int(State.IN_USE)
 _CACHED: Final = int(State.CACHED)
 _FREE: Final = int(State.FREE)
-_PURPOSE_SHIFT: Final = 48
 # Smaller blocks are not worth a wake-up of their own to be mapped in.
 _COLD_BYTES: Final = 64 * 1024
 _POPULATE_BYTES: Final = 1 << 20
@@ -207,12 +216,7 @@ class Cache:
         Raises:
             InvalidArgument: what the daemon would not admit either.
         """
-        size, alignment = arguments.size(size), arguments.alignment(alignment)
-        arguments.label(label)
-        while self._refill(size, alignment):
-            if (holding := self.take(size, alignment, label, frame, call_site)) is not None:
-                return holding
-        return None
+        return run(self._get(size, alignment, label, frame, call_site, self._refill))
 
     async def get_async(
         self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
@@ -222,9 +226,20 @@ class Cache:
         Raises:
             InvalidArgument: what the daemon would not admit either.
         """
+        return await self._get(size, alignment, label, frame, call_site, self._refill_async)
+
+    async def _get(  # a lease's arguments
+        self,
+        size: int,
+        alignment: int,
+        label: str,
+        frame: FrameType | None,
+        call_site: str | None,
+        refill: Callable[[int, int], Awaitable[bool]],
+    ) -> Holding | None:
         size, alignment = arguments.size(size), arguments.alignment(alignment)
         arguments.label(label)
-        while await self._refill_async(size, alignment):
+        while await refill(size, alignment):
             if (holding := self.take(size, alignment, label, frame, call_site)) is not None:
                 return holding
         return None
@@ -261,14 +276,14 @@ class Cache:
 
     def _note_purpose(self, holding: Holding, frame: FrameType | None, call_site: str | None, label: str) -> None:
         site = arguments.site_of(frame) if frame is not None else arguments.cut_call_site(call_site or "")
-        holding.purpose = self.lane.purpose(arguments.label(label), site) << _PURPOSE_SHIFT
+        holding.purpose = pack_detail(0, self.lane.purpose(arguments.label(label), site))
         holding.code, holding.at = (frame.f_code, frame.f_lasti) if frame is not None else (None, call_site)
         holding.label = label
 
     # -- a miss
 
-    def _refill(self, size: int, alignment: int) -> bool:
-        """Have a block of a size put on its stack; False when the daemon has to be asked by gRPC."""
+    async def _refill(self, size: int, alignment: int) -> bool:
+        """Have a block of a size put on its stack; False when the daemon has to be asked by gRPC. Never suspends."""
         if self._stopped or self._is_inside():
             return False
         with self._missing:
@@ -276,9 +291,18 @@ class Cache:
                 return False
             self._busy = True
             try:
-                return self._ask_and_wait(size, alignment)
+                return await self._ask_and_wait(size, alignment, self._wait_here)
             finally:
                 self._busy = False
+
+    async def _refill_async(self, size: int, alignment: int) -> bool:
+        """Do the same on an event loop, where several tasks may wait at once."""
+        if self._stopped or monotonic() < self._silent_until:
+            return False
+        return await self._ask_and_wait(size, alignment, self.bell().wait)
+
+    async def _wait_here(self, seconds: float) -> bool:
+        return self.lane.wait(self._connection, seconds)
 
     def _is_inside(self) -> bool:
         """Whether this thread has an inner lock already: the garbage collector came in between.
@@ -288,14 +312,14 @@ class Cache:
         inner: tuple[Any, ...] = (self._taking_in, self.lane.lock)
         return any(lock._is_owned() for lock in inner)  # noqa: SLF001  # threading.Condition asks RLocks the same
 
-    def _ask_and_wait(self, size: int, alignment: int) -> bool:
+    async def _ask_and_wait(self, size: int, alignment: int, wait: Callable[[float], Awaitable[bool]]) -> bool:
         self.collect()
         if self._at_hand(size, alignment):
             return True
         number = self.ask(size, alignment)
         limit = monotonic() + MISS_SECONDS
         while number and monotonic() < limit and self._words[_ATTENTION] != ENDED:
-            there = self.lane.wait(self._connection, limit - monotonic())
+            there = await wait(limit - monotonic())
             self.collect()
             if self._is_answered(number):
                 return self._at_hand(size, alignment)
@@ -308,23 +332,6 @@ class Cache:
         if number:
             self._silent_until = monotonic() + MISS_SECONDS
         return False
-
-    async def _refill_async(self, size: int, alignment: int) -> bool:
-        if self._stopped or monotonic() < self._silent_until:
-            return False
-        self.collect()
-        if self._at_hand(size, alignment):
-            return True
-        number = self.ask(size, alignment)
-        limit = monotonic() + MISS_SECONDS
-        while number and monotonic() < limit and self._words[_ATTENTION] != ENDED:
-            there = await self.bell().wait(limit - monotonic())
-            self.collect()
-            if self._is_answered(number):
-                return self._at_hand(size, alignment)
-            if not there:
-                break
-        return self._fell_silent(number)
 
     def _is_answered(self, number: int) -> bool:
         """Whether a request has got a block, or been refused, after `collect`. More blocks may follow."""
@@ -451,7 +458,7 @@ class Cache:
                 kind.low = min(kind.low, low)
                 return kind
         index = len(self._classes)
-        if index >= _CLASSES_MAX:
+        if index >= CLASSES:
             unused = next((each for each in self._classes if not each.stack), None)
             if unused is None:
                 return None
@@ -590,8 +597,10 @@ class Cache:
         """
         holding = term.holding
         promised = holding.promised + opens
-        micros = 0 if ttl is None else max(1, round(ttl * _MICROSECONDS))
-        if self._stopped or not holding.owned or promised > OPENS_MAX or micros > _TTL_MICROSECONDS_MAX:
+        micros = 0 if ttl is None else round(ttl * _MICROSECONDS)
+        if ttl is not None and not 0 < micros <= _TTL_MICROSECONDS_MAX:
+            return False  # and the daemon says what it admits
+        if self._stopped or not holding.owned or promised > arguments.OPENS_MAX:
             return False
         size = holding.size
         term.pin()

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from slabd import arguments
 from slabd.errors import InvalidArgument, PoolClosed
+from slabd.handle import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from slabd.holding import Term
+    from slabd.holding import Holding, Term
     from slabd.lease import Block
     from slabd.session import Session
     from slabd.settings import Settings
@@ -80,6 +81,15 @@ class PoolFace:
     def _check_open(self) -> None:
         if self._session.ended:
             raise PoolClosed("the pool has been closed")
+
+    def _open_at_once(self, handle: Handle | bytes | str) -> Holding | None:
+        """Open a handle over the lane, without asking; None when the daemon has to be asked by gRPC."""
+        session = self._session
+        if (cache := session.cache) is None:
+            return None
+        session.check_usable()
+        parsed = Handle.coerce(handle)
+        return cache.open(parsed) if parsed.heap_id == session.heap_id else None
 
     def _wait(self, timeout: float | PoolTimeout | None) -> float | None:
         return self._settings.lease_timeout if isinstance(timeout, PoolTimeout) else timeout

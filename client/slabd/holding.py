@@ -450,7 +450,7 @@ class Holding:
     def cached(cls, holdings: Holdings, cache: Cache, kind: SizeClass, entry: Completion, serial: int) -> Holding:
         """Take a block into care that the daemon has granted over the lane."""
         name = BlockName(entry.slot, entry.generation)
-        made = cls(
+        return cls(
             holdings,
             name,
             entry.offset,
@@ -462,7 +462,6 @@ class Holding:
             kind=kind,
             collected=True,
         )
-        return made  # noqa: RET504
 
     @classmethod
     def again(cls, holdings: Holdings, cache: Cache, kind: SizeClass, block: Returnable) -> Holding:

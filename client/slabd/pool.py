@@ -15,7 +15,6 @@ from slabd.address import resolve
 from slabd.blocking import BlockingTransport
 from slabd.errors import SlabdError
 from slabd.facade import POOL_TIMEOUT, PoolFace, PoolTimeout, batch_of
-from slabd.handle import Handle
 from slabd.helpers import complete
 from slabd.lease import Lease, Ref
 from slabd.session import Session
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from slabd.channels import Tls
+    from slabd.handle import Handle
     from slabd.stats import Stats, UsableSize
 
 
@@ -168,21 +168,10 @@ class Pool(PoolFace):
             StaleHandle: its block has been re-issued, its opens are used up, or it has expired.
             InvalidHandle: it is no handle.
         """
-        if (ref := self._open_at_once(handle)) is not None:
-            return ref
+        if (holding := self._open_at_once(handle)) is not None:
+            return Ref(self._session, holding)
         (block,) = self.open_many([handle])
         return block
-
-    def _open_at_once(self, handle: Handle | bytes | str) -> Ref | None:
-        """Open a handle over the lane, without asking."""
-        session = self._session
-        if (cache := session.cache) is None:
-            return None
-        session.check_usable()
-        parsed = Handle.coerce(handle)
-        if parsed.heap_id != session.heap_id or (holding := cache.open(parsed)) is None:
-            return None
-        return Ref(session, holding)
 
     def open_many(self, handles: Iterable[Handle | bytes | str]) -> list[Ref | Lease]:
         """Open several handles in one call. When one cannot be opened, the others are closed again and it raises."""

@@ -68,7 +68,9 @@ log = logging.getLogger(__name__)
 class Lane:
     """One session's lane. `quiet` counts ticks without anything to read; `broken` says that its client has lied.
 
-    `reading` while it is being read, which it is not a second time meanwhile.
+    `reading` while it is being read, which it is not a second time meanwhile; `blocked` when what was posted could not
+    all be read the last time; `patience` for opens that nobody seems to have promised. `granted` are the blocks whose
+    completions the client may not have taken yet.
     """
 
     session: SessionId
@@ -116,7 +118,6 @@ class Lanes:
         self._settling = False
         self._least: dict[tuple[Heap, int, int], int] = {}
         self._later: set[SessionId] = set()
-        self.submissions = 0
         self._engine.reclaim_by(self)
         for served in self._engine.heaps.values():
             served.books.told = self._told
@@ -257,7 +258,6 @@ class Lanes:
             self._later.add(lane.session)
         finally:
             lane.reading = False
-        self.submissions += count
         return count
 
     def _do(self, session: Session, lane: Lane, entry: Submission) -> None:

@@ -76,6 +76,15 @@ async def test_share_and_open(daemon: DaemonProcess, face: Face, pool: Any) -> N
     await face.call(other.close)
 
 
+async def test_a_handle_lives_for_a_while(face: Face, pool: Any) -> None:
+    """A time to live of nothing is refused, whichever way the handle is made."""
+    lease = await face.call(pool.lease, 5)
+    for ttl in (0, 8 * 24 * 3600):
+        with pytest.raises(slabd.InvalidArgument):
+            await face.call(lease.share, ttl=ttl)
+    await face.call(lease.release)
+
+
 async def test_transfer(daemon: DaemonProcess, face: Face, pool: Any) -> None:
     """A transferred lease is writable for its new owner and over for its old one."""
     other = await face.connect(daemon.address)

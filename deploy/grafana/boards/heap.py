@@ -6,8 +6,8 @@ from typing import Final
 
 from deploy.grafana.boards import thresholds
 from deploy.grafana.boards.layout import Dashboard, Row
-from deploy.grafana.boards.panels import graph, heatmap, limit, stat
-from deploy.grafana.boards.queries import Query, heat, instant, states
+from deploy.grafana.boards.panels import graph, heatmap, limit, memory_by_state, stat
+from deploy.grafana.boards.queries import Query, heat, instant
 from deploy.grafana.boards.tables import Column, table
 
 _RATE: Final = "[$__rate_interval]"
@@ -69,19 +69,7 @@ GLANCE: Final = Row(
 MEMORY: Final = Row(
     "Memory",
     [
-        graph(
-            "Memory by state",
-            "Where every byte is. The states are disjoint and add up to the dashed line, always.",
-            "bytes",
-            [
-                *states(),
-                Query("sum(slabd_heap_size_bytes{HEAP})", "size"),
-            ],
-            drawn="stack",
-            overrides=[limit("size")],
-            width=12,
-            height=9,
-        ),
+        memory_by_state(),
         graph(
             "Resident against size",
             "Bytes of the heap with memory behind them, beside what is in use and its peak. With give_back_seconds the "

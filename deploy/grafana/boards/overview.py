@@ -7,8 +7,8 @@ from typing import Final
 from deploy.grafana.boards import thresholds
 from deploy.grafana.boards.lane import LANE
 from deploy.grafana.boards.layout import Dashboard, Row
-from deploy.grafana.boards.panels import graph, heatmap, limit, stat
-from deploy.grafana.boards.queries import Query, heat, instant, quantiles, states
+from deploy.grafana.boards.panels import graph, heatmap, memory_by_state, stat
+from deploy.grafana.boards.queries import Query, heat, instant, quantiles
 
 _RATE: Final = "[$__rate_interval]"
 
@@ -75,19 +75,7 @@ GLANCE: Final = Row(
 MEMORY: Final = Row(
     "Memory",
     [
-        graph(
-            "Memory by state",
-            "Where every byte is. The states are disjoint and add up to the dashed line, always.",
-            "bytes",
-            [
-                *states(),
-                Query("sum(slabd_heap_size_bytes{HEAP})", "size"),
-            ],
-            drawn="stack",
-            overrides=[limit("size")],
-            width=12,
-            height=9,
-        ),
+        memory_by_state(),
         graph(
             "Fragmentation",
             "The share of the available memory that no single block can have. It matters when the heap is nearly full.",

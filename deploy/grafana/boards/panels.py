@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deploy.grafana.boards import thresholds
-from deploy.grafana.boards.queries import DATASOURCE, Query
+from deploy.grafana.boards.queries import DATASOURCE, Query, states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,6 +133,20 @@ def graph(title: str, description: str, unit: str, queries: Sequence[Query], **m
         options=options,
         overrides=overrides,
         **more,
+    )
+
+
+def memory_by_state() -> Panel:
+    """Show where every byte of the chosen heaps is, below their size."""
+    return graph(
+        "Memory by state",
+        "Where every byte is. The states are disjoint and add up to the dashed line, always.",
+        "bytes",
+        [*states(), Query("sum(slabd_heap_size_bytes{HEAP})", "size")],
+        drawn="stack",
+        overrides=[limit("size")],
+        width=12,
+        height=9,
     )
 
 
