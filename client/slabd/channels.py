@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _FIRST_BACKOFF_MILLISECONDS: Final = 50
 _LAST_BACKOFF_MILLISECONDS: Final = 1000
+_ATTEMPT_MILLISECONDS: Final = 20_000
 
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A connection of its own for each channel: a forked child must never touch its parent's.
@@ -31,7 +32,8 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     # A daemon that restarts is back within a second, and its clients notice.
     ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF_MILLISECONDS),
-    ("grpc.min_reconnect_backoff_ms", _FIRST_BACKOFF_MILLISECONDS),
+    # Named for a pause, it is what gRPC gives an attempt to connect: much, for a machine that is busy.
+    ("grpc.min_reconnect_backoff_ms", _ATTEMPT_MILLISECONDS),
     ("grpc.max_reconnect_backoff_ms", _LAST_BACKOFF_MILLISECONDS),
 )
 

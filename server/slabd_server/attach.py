@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS: Final = 5.0
 HANDSHAKES_MAX: Final = 256
 _ACCEPT_PAUSE_SECONDS: Final = 0.5
+# When there are too many, those give way who have not said hello for so long.
+_SILENCE_SECONDS: Final = 0.25
+_MAKING_ROOM_SECONDS: Final = 0.02
 # A hang-up behind unread bytes is noticed with the last of them, so a gulp is as much as a unix socket buffers.
 _GULP_BYTES: Final = 256 * 1024
 _BABBLE_PAUSE_SECONDS: Final = 0.1
@@ -97,7 +100,7 @@ class AttachServer:
         self._tables = tables
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], float] = {}
         self._connections: dict[SessionId, _Connection] = {}
 
     def listen(self, path: Path, mode: int) -> None:
@@ -139,25 +142,40 @@ class AttachServer:
     # -- admitting
 
     def _accept(self) -> None:
-        listener = self._listener
-        while listener is not None and len(self._handshakes) < HANDSHAKES_MAX:
-            try:
-                connection, _ = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                log.error("cannot accept clients for a moment: %s", error)  # noqa: TRY400 - no defect of ours
-                break
-            connection.setblocking(False)
-            task = self._loop.create_task(self._handshake(connection))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-        if listener is not None:
-            # Too many handshakes, or too few descriptors: let the backlog wait instead of spinning on it.
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume_accepting)
+        """Admit one client, and no second before the loop has been round: a hello that is here already is read."""
+        if self._listener is None:
+            return
+        if len(self._handshakes) >= HANDSHAKES_MAX:
+            self._make_room()
+            return
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            log.error("cannot accept clients for a moment: %s", error)  # noqa: TRY400 - no defect of ours
+            self._pause_accepting(_ACCEPT_PAUSE_SECONDS)
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._handshake(connection))
+        self._handshakes[task] = self._loop.time()
+        task.add_done_callback(self._handshakes.pop)
+
+    def _make_room(self) -> None:
+        """Let those give way who have been silent for longest: a client says hello at once."""
+        silent_since = self._loop.time() - _SILENCE_SECONDS
+        for task, began in tuple(self._handshakes.items()):
+            if began <= silent_since:
+                task.cancel()
+        # They leave before the loop is round again; or else the backlog waits instead of being spun on.
+        self._pause_accepting(_MAKING_ROOM_SECONDS)
+
+    def _pause_accepting(self, seconds: float) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(seconds, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
         if self._listener is not None:

@@ -198,6 +198,9 @@ def test_one_flipped_bit_in_a_block_fails_the_demo(tree: Path, tmp_path: Path) -
     assert summary.exit_code is ExitCode.WRONG
 
 
+CHANGED = ("changed since it was found", "changed while it was read", "has more bytes than its size says")
+
+
 def test_a_file_that_never_stops_changing_is_skipped(tree: Path, tmp_path: Path) -> None:
     """It is read again a few times; one that changes once matches in the end."""
     writing = program(
@@ -218,7 +221,9 @@ def test_a_file_that_never_stops_changing_is_skipped(tree: Path, tmp_path: Path)
     summary, _ = demo(tree, programs=Programs(reader=writing))
     assert summary.problems == []
     (skipped,) = summary.work.outcome_of(Outcome.SKIPPED)
-    assert (Path(skipped.path).name, skipped.reason) == ("100", "changed since it was found, 5 times in a row")
+    # Which of its reads notices first is a matter of time: it is being written to while it is checked.
+    assert Path(skipped.path).name == "100"
+    assert skipped.reason in {f"{why}, 5 times in a row" for why in CHANGED}
     assert len(summary.work.outcome_of(Outcome.MATCHED)) == 209
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -209,6 +211,17 @@ def test_a_daemon_that_has_gone_is_exit_code_3(capsys: pytest.CaptureFixture[str
     message = capsys.readouterr().err
     assert "start one with `slabd serve`" in message
     assert "nobody listens on admin.sock" in message  # in our words, not in gRPC's
+
+
+def test_a_daemon_that_does_not_answer_at_once_is_waited_for(private: slabd.PrivateDaemon, ctl: Ctl) -> None:
+    """One that is stopped for a second, or has no time for its newcomers, is not unreachable."""
+    os.kill(private.pid, signal.SIGSTOP)
+    timer = threading.Timer(1.0, os.kill, (private.pid, signal.SIGCONT))
+    timer.start()
+    try:
+        assert of(ctl, "status")["pid"] == private.pid
+    finally:
+        timer.join()
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(private: slabd.PrivateDaemon) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -22,6 +22,9 @@ from slabd_server.core.errors import (
 )
 from slabd_server.core.heap import Heap
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT, QUANTUM, SizeClasses
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 KINDS: list[SizeClasses] = ["pow2", "fine"]
 SIZES = st.one_of(st.integers(0, 5000), st.integers(0, 20).map(lambda n: n * PAGE), st.sampled_from([64, 2048, 3072]))
@@ -65,10 +68,11 @@ class Model:
         self.base = base
         self.blocks: dict[int, int] = {}
 
-    def longest_run(self, alignment: int = 1) -> int:
-        """Return the most free bytes in one run that begins at the alignment."""
+    def longest_run(self, alignment: int = 1, missing: Iterable[int] = ()) -> int:
+        """Return the most free bytes in one run that begins at the alignment and has none of the pages `missing`."""
         begin, longest, step = 0, 0, max(alignment, QUANTUM)
-        for offset, size in [*sorted(self.blocks.items()), (self.total, 0)]:
+        taken = [*self.blocks.items(), *((page * PAGE, PAGE) for page in missing), (self.total, 0)]
+        for offset, size in sorted(taken):
             longest = max(longest, offset - (begin + -(self.base + begin) % step))
             begin = offset + size
         return longest
@@ -117,6 +121,7 @@ class HeapMachine(RuleBasedStateMachine):
         rounded = self.heap.usable_size(size, alignment)[1]
         exact = max(-(-size // QUANTUM) * QUANTUM, QUANTUM)
         longest = self.model.longest_run(alignment)
+        there = self.model.longest_run(alignment, self.missing)
         try:
             offset, usable = self.patiently(size, alignment)
         except NoMemory as refusal:
@@ -126,14 +131,28 @@ class HeapMachine(RuleBasedStateMachine):
             assert longest < exact
             self.justify(refusal, exact, alignment)
             return
-        # Less than its class only when that fits nowhere, and more only when no page is free.
-        less, more = usable == exact and longest < rounded, usable > rounded and not self.heap.free_bytes
+        # Less than its class only when that fits nowhere, and more only when no page is free that exists, or could.
+        less, more = usable == exact and there < rounded, usable > rounded and not self.has_free_page
         assert usable == rounded or less or more
         assert (self.model.base + offset) % alignment == 0
         assert not self.model.overlaps(offset, usable)
         assert 0 <= offset <= self.model.total - usable
         assert self.memory.exists(offset, usable)
         self.model.blocks[offset] = usable
+
+    @property
+    def missing(self) -> Collection[int]:
+        """The pages that cannot be had without the system's memory; of a free range that may have holes, all."""
+        if not self.memory.broke:
+            return ()
+        extents = self.heap._ground.extents
+        lacking = [range(start, start + pages) for start, pages in extents if extents.may_lack(start)]
+        return {page for pages in lacking for page in pages}
+
+    @property
+    def has_free_page(self) -> bool:
+        """Whether a page is free and can be had."""
+        return self.heap.free_bytes > len(self.missing) * PAGE
 
     def patiently(self, size: int, alignment: int = 1) -> tuple[int, int]:
         """Ask again until a search that runs out of patience has come to its end."""
