@@ -21,6 +21,7 @@ that, and no more.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -32,10 +33,10 @@ from typing import TYPE_CHECKING, Any, Final
 from slabd import arguments
 from slabd.bell import Bell
 from slabd.holding import Holding
-from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW
+from slabd.mapping import ANCHOR_ALONE, ROOT_AND_VIEW, root_of
+from slabd.size_classes import SizeClasses
 from slabd.transport import run
 from slabd_proto.lane import (
-    CLASSES,
     ENDED,
     Answer,
     State,
@@ -54,17 +55,17 @@ if TYPE_CHECKING:
     from slabd.handle import Handle
     from slabd.holding import Holdings, Returnable, Term
     from slabd.lane import Lane
+    from slabd.size_classes import SizeClass
     from slabd_proto.lane import Completion
 
 IDLE_SECONDS: Final = 5.0
 MISS_SECONDS: Final = 1.0
-_BATCH_MAX: Final = 64
-_BATCH_PART: Final = 4
-_SIZES_KEPT: Final = 65_536
 _OPENED_KEPT: Final = 4096
 _ATTENTION: Final = int(Word.ATTENTION)
 _DROPPED_BYTES: Final = int(Word.DROPPED_BYTES)
 _DROPPED_BLOCKS: Final = int(Word.DROPPED_BLOCKS)
+_CACHE_HITS: Final = int(Word.CACHE_HITS)
+_CACHE_MISSES: Final = int(Word.CACHE_MISSES)
 _SUBMISSIONS_TAKEN: Final = int(Word.SUBMISSIONS_TAKEN)
 _IN_USE: Final = int(State.IN_USE)
 _CACHED: Final = int(State.CACHED)
@@ -77,31 +78,10 @@ _ROOT: Final = ROOT_AND_VIEW - 1
 _MICROSECONDS: Final = 1e6
 _TTL_MICROSECONDS_MAX: Final = 7 * 24 * 3600 * 10**6
 _RECALL_PAUSE_SECONDS: Final = 0.00005
+# How long it is looked for shared blocks that come back when nobody has them open any more.
+_BACK_SECONDS: Final = 5.0
 # Seconds that a recall may take before the daemon is given up as gone in the middle of it.
 _RECALL_SECONDS: Final = 1.0
-
-
-class SizeClass:
-    """The cached blocks that serve requests of `low` to `high` bytes at one alignment.
-
-    `cap` is how many may be kept (none once it is `forgotten`), `batch` how many the next miss asks for, `place` the
-    index of its word in the lane.
-    """
-
-    __slots__ = ("alignment", "batch", "cap", "forgotten", "high", "low", "place", "stack")
-
-    def __init__(self, low: int, high: int, alignment: int, place: int) -> None:
-        self.low = low
-        self.high = high
-        self.alignment = alignment
-        self.place = place
-        self.stack: list[Holding] = []
-        self.cap = 0
-        self.batch = 1
-        self.forgotten = False
-
-    def __repr__(self) -> str:
-        return f"<SizeClass {self.low}..{self.high} at {self.alignment}: {len(self.stack)} of {self.cap} cached>"
 
 
 class Cache:
@@ -120,10 +100,8 @@ class Cache:
         self.misses = 0
         self._holdings = holdings
         self._connection = connection
-        self._limit = lane.cache_bytes if limit is None else min(limit, lane.cache_bytes)
-        self._by_size: dict[int, SizeClass] = {}
-        self._by_aligned: dict[tuple[int, int], SizeClass] = {}
-        self._classes: list[SizeClass] = []
+        self._classes = SizeClasses(lane.cache_bytes if limit is None else min(limit, lane.cache_bytes), lane.words)
+        self._by_size = self._classes.by_size
         self._words = lane.words
         self._states = lane.states
         self._details = lane.details
@@ -143,9 +121,13 @@ class Cache:
         self._opened: dict[tuple[int, int], int] = {}
         self._inherited_serial = 0
         self._stopped = False
+        # Counted by `next`, which is one call into C and no thread's alone; to read it counts too.
+        self._hits = itertools.count()
+        self._reads = 0
+        self._back_until = 0.0
 
     def __repr__(self) -> str:
-        return f"<Cache {self.cached_bytes} of {self._limit} bytes, {len(self._classes)} classes>"
+        return f"<Cache {self.cached_bytes} of {self._classes.limit} bytes, {len(self._classes)} classes>"
 
     def bell(self) -> Bell:
         """Return this lane's bell for the event loop that runs, which is always the same."""
@@ -156,7 +138,7 @@ class Cache:
     @property
     def cached_bytes(self) -> int:
         """How many bytes are at hand."""
-        return sum(len(each.stack) * each.high for each in self._classes)
+        return self._classes.cached_bytes
 
     # -- leasing
 
@@ -200,13 +182,14 @@ class Cache:
                 return None
             holding.size = size
             holding.live_view = root[:size]
+            next(self._hits)
             return holding
         return None
 
     def _aligned(self, size: int, alignment: int) -> SizeClass:
         if type(alignment) is not int:  # 4096.0 is the same key, and no alignment
             raise KeyError(alignment)
-        return self._by_aligned[size, alignment]
+        return self._classes.by_aligned[size, alignment]
 
     def get(
         self, size: int, alignment: int, label: str, frame: FrameType | None, call_site: str | None
@@ -343,9 +326,10 @@ class Cache:
 
     def ask(self, size: int, alignment: int) -> int:
         """Post a request for blocks, and return its number; 0 when there is no room for it."""
-        kind = self._class_of(size, alignment)
+        kind = self._classes.of(size, alignment)
         blocks = 1 if kind is None else self._next_batch(kind)
         self.misses += 1
+        self._words[_CACHE_MISSES] = self.misses
         number = self.lane.try_post(Submission(Verb.LEASE, quantity=blocks, a=size, b=alignment))
         if number:
             self._asked[number] = (size, alignment, False)
@@ -377,13 +361,15 @@ class Cache:
                 self._begun = number, self._holdings.next_serial()
             serial = self._begun[1]
             size, alignment, spare = self._note_answer(entry)
-            if entry.answer == Answer.GRANTED and not (again and self._holdings.has_made(serial)):
+            if entry.answer != Answer.REFUSED and not (again and self._holdings.has_made(serial)):
                 self._adopt(entry, serial, size, alignment, spare=spare)
             self.lane.took(number)
             self._silent_until = 0.0
 
     def _note_answer(self, entry: Completion) -> tuple[int, int, bool]:
         """Note that a request was answered; return its size and alignment, and whether it had got a block before."""
+        if entry.answer == Answer.BACK:
+            return entry.size, entry.request, True
         request, granted = entry.request, entry.answer == Answer.GRANTED
         size, alignment, before = self._asked.get(request, (entry.size, 1, True))
         if not granted and not before:
@@ -397,14 +383,15 @@ class Cache:
     def _adopt(self, entry: Completion, serial: int, size: int, alignment: int, *, spare: bool) -> None:
         """Put a granted block on its stack, unless it is a spare one for which there is no room."""
         slot = entry.slot
-        kind = self._class_for(entry.min_size, entry.size, alignment)
-        if kind is None or (spare and len(kind.stack) >= kind.cap) or not self.lane.reach(slot):
+        kind = self._classes.having(entry.min_size or entry.size, entry.size, alignment)
+        full = spare and kind is not None and len(kind.stack) >= kind.cap and not self._classes.may_keep_more(kind)
+        if kind is None or full or not self.lane.reach(slot):
             self.lane.commit(Submission(Verb.RETURN, slot, entry.generation, a=entry.size))
             return
         self._states[slot] = _CACHED
         self._since[slot] = monotonic()
         if kind.low <= size <= kind.high:
-            self._remember(size, alignment, kind)
+            self._classes.remember(size, alignment, kind)
         self._put(Holding.cached(self._holdings, self, kind, entry, serial), kind)
         # The last of a batch is on top and will be leased at once: too late to be made ready.
         if entry.left and entry.size >= _COLD_BYTES and self._wake is not None:
@@ -428,81 +415,17 @@ class Cache:
         self._words[kind.place] = len(kind.stack)
 
     def _at_hand(self, size: int, alignment: int) -> bool:
-        kind = self._class_of(size, alignment)
+        kind = self._classes.of(size, alignment)
         return kind is not None and bool(kind.stack)
 
-    def _class_of(self, size: int, alignment: int) -> SizeClass | None:
-        """Return the class that serves a request, None when none has been seen yet."""
-        kind = self._by_size.get(size) if alignment == 1 else self._by_aligned.get((size, alignment))
-        if kind is None:
-            fitting = [each for each in self._classes if each.alignment == alignment and each.low <= size <= each.high]
-            if not fitting:
-                return None
-            kind = fitting[0]
-            self._remember(size, alignment, kind)
-        return kind
-
-    def _remember(self, size: int, alignment: int, kind: SizeClass) -> None:
-        if len(self._by_size) + len(self._by_aligned) >= _SIZES_KEPT:
-            self._by_size.clear()
-            self._by_aligned.clear()
-        if alignment == 1:
-            self._by_size[size] = kind
-        else:
-            self._by_aligned[size, alignment] = kind
-
-    def _class_for(self, low: int, high: int, alignment: int) -> SizeClass | None:
-        """Return the class of blocks of a size, a new one if need be; None when there are too many."""
-        for kind in self._classes:
-            if (kind.high, kind.alignment) == (high, alignment):
-                kind.low = min(kind.low, low)
-                return kind
-        index = len(self._classes)
-        if index >= CLASSES:
-            unused = next((each for each in self._classes if not each.stack), None)
-            if unused is None:
-                return None
-            index = self._classes.index(unused)
-            self._forget(unused)
-        self._words[Word.CLASS_SIZES + index] = high
-        kind = SizeClass(low, high, alignment, Word.CLASS_COUNTS + index)
-        self._classes.insert(index, kind)
-        return kind
-
-    def _forget(self, kind: SizeClass) -> None:
-        """Forget a class that has nothing cached. Who uses a block of it gives that back to the daemon."""
-        kind.cap, kind.forgotten = 0, True
-        self._classes.remove(kind)
-        for size in [size for size, each in list(self._by_size.items()) if each is kind]:
-            self._by_size.pop(size, None)
-        for both in [both for both, each in list(self._by_aligned.items()) if each is kind]:
-            self._by_aligned.pop(both, None)
-
     def _next_batch(self, kind: SizeClass) -> int:
-        """Return how many blocks to ask for; the class may keep as many from now on."""
-        most = max(1, min(_BATCH_MAX, self._limit // _BATCH_PART // kind.high))
-        kind.batch = min(kind.batch * 2, most)
-        spare = self._limit - sum(each.cap * each.high for each in self._classes)
-        wanted = max(kind.batch - kind.cap, 0)
-        if wanted * kind.high > spare:
-            self._take_room_from_idle(kind)
-            spare = self._limit - sum(each.cap * each.high for each in self._classes)
-        kind.cap += min(wanted, max(spare, 0) // kind.high)
-        return max(1, min(kind.batch, kind.cap))
-
-    def _may_keep_more(self, kind: SizeClass) -> bool:
-        """Let a class keep one more block, if all together keep within the limit."""
-        if kind.forgotten or sum(each.cap * each.high for each in self._classes) + kind.high > self._limit:
-            return False
-        kind.cap += 1
-        return True
-
-    def _take_room_from_idle(self, wanting: SizeClass) -> None:
-        """Let other classes keep no more than they have in their stacks, and give back what is idle."""
-        for kind in list(self._classes):
-            if kind is not wanting:
-                self._trim(kind, 0.0)
-                kind.cap = min(kind.cap, len(kind.stack))
+        """Return how many blocks to ask for; when there is no room to keep them, others give back what is idle."""
+        if not self._classes.raise_batch(kind):
+            for other in self._classes:
+                if other is not kind:
+                    self._trim(other, 0.0)
+                    other.cap = min(other.cap, len(other.stack))
+        return self._classes.next_batch(kind)
 
     # -- releasing
 
@@ -546,7 +469,7 @@ class Cache:
         elif (
             (kind := holding.kind) is not None
             and not holding.shared
-            and (len(stack := kind.stack) < kind.cap or self._may_keep_more(kind))
+            and (len(stack := kind.stack) < kind.cap or self._classes.may_keep_more(kind))
         ):
             self._states[holding.slot] = _CACHED
             stack.append(holding)
@@ -562,9 +485,22 @@ class Cache:
 
         Its state stays what it was: the daemon knows whose block it is.
         """
-        verb, size = Verb.RETURN if holding.owned else Verb.CLOSE, 0 if holding.kind is None else holding.usable_size
-        self.lane.commit(Submission(verb, holding.slot, holding.name.generation, a=size), holding.serial)
+        self.lane.commit(self._farewell(holding), holding.serial)
         holding.quietly_gone()
+
+    def _farewell(self, block: Returnable | Holding) -> Submission:
+        """Return the post that gives a block back, and wants it again if it was handed off and has a place here."""
+        slot, generation = block.name.slot, block.name.generation
+        if not block.owned:
+            return Submission(Verb.CLOSE, slot, generation)
+        if (kind := block.kind) is None:
+            return Submission(Verb.RETURN, slot, generation)
+        size = block.usable_size
+        if not block.shared or kind.forgotten or size > self._classes.limit or self._states[slot] != _IN_USE:
+            return Submission(Verb.RETURN, slot, generation, a=size)
+        self._states[slot] = _FREE  # so that it can be recalled when it is back, before it is noticed here
+        self._back_until = monotonic() + _BACK_SECONDS
+        return Submission(Verb.RETURN, slot, generation, 1, size, kind.alignment)
 
     def take_back(self, block: Returnable) -> bool:
         """Do the same for a block whose anchor has died; False when it has to be done by gRPC.
@@ -583,8 +519,7 @@ class Cache:
             return True
         if not block.owned and not self.lane.knows(block):
             return True  # an interrupt came before the open was posted
-        size = block.usable_size if kind is not None else 0
-        self.lane.commit(Submission(Verb.RETURN if block.owned else Verb.CLOSE, slot, block.name.generation, a=size))
+        self.lane.commit(self._farewell(block))
         return True
 
     # -- handing off
@@ -646,6 +581,30 @@ class Cache:
         if holding.owned and self.lane.reach(holding.slot):
             self._states[holding.slot] = _FREE
 
+    def keep(self, holding: Holding, alignment: int) -> None:
+        """Let a block that came by gRPC, and is in nobody's hands yet, be kept here when it is released.
+
+        So it is with one that could not be granted over the lane, because it had to be made ready first.
+        """
+        slot, size = holding.slot, holding.size
+        anchor = holding.record()
+        if self._stopped or anchor is None or holding.usable_size > self._classes.limit or not self.lane.reach(slot):
+            return
+        if (kind := self._classes.having(size, holding.usable_size, alignment)) is None:
+            return
+        self._details[slot] = pack_detail(size, 0)
+        self._since[slot] = monotonic()
+        self._states[slot] = _IN_USE
+        bare = holding.live_view
+        holding.take_root(root_of(anchor))
+        holding.begin_cycle(size)
+        if bare is not None:
+            bare.release()
+        self.lane.commit(Submission(Verb.KEEP, slot, holding.name.generation))
+        # From here on it may be cached; an interrupt before leaves a block that goes back when it is released.
+        holding.kind = holding.record.kind = kind
+        self._classes.remember(size, alignment, kind)
+
     def _is_stopped(self) -> bool:
         return self._stopped
 
@@ -655,13 +614,20 @@ class Cache:
         """Give back what is idle, and correct what threads may have miscounted; return whether any block is cached."""
         if self._stopped:
             return False
-        if self._asked:
+        waiting = bool(self._asked) or monotonic() < self._back_until
+        if waiting:
             self.collect()
-        for kind in list(self._classes):
+        for kind in self._classes:
             self._trim(kind, idle_seconds)
             self._words[kind.place] = len(kind.stack)
         self.lane.flush()
-        return bool(self._asked) or any(kind.stack for kind in self._classes)
+        self._tell_hits()
+        return waiting or any(kind.stack for kind in self._classes)
+
+    def _tell_hits(self) -> None:
+        with self.lane.lock:
+            self._words[_CACHE_HITS] = next(self._hits) - self._reads
+            self._reads += 1
 
     def _trim(self, kind: SizeClass, idle_seconds: float) -> None:
         """Give back the blocks at the bottom of a stack that were not used for so long."""
@@ -681,7 +647,7 @@ class Cache:
         """Give everything back that is cached."""
         if self._stopped:
             return
-        for kind in list(self._classes):
+        for kind in self._classes:
             self._trim(kind, 0.0)
 
     def stop(self, *, inherited: bool = False) -> None:
@@ -692,9 +658,8 @@ class Cache:
         self._stopped = True
         if self._bell is not None and not inherited:
             self._bell.close()
-        self._by_size.clear()
-        self._by_aligned.clear()
-        for kind in list(self._classes):
+        self._classes.forget_requests()
+        for kind in self._classes:
             for holding in list(kind.stack):
                 holding.quietly_gone()
             kind.stack.clear()
@@ -705,7 +670,7 @@ class Cache:
 
     def has_forked(self, last: int | None) -> None:
         """In the parent: a child may touch blocks in use numbered up to `last`; of cached ones it has no view."""
-        for kind in list(self._classes):
+        for kind in self._classes:
             self._holdings.renumber(list(kind.stack))
         if last is not None:
             self._inherited_serial = last

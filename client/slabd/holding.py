@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterable, Sequence
 
-    from slabd.cache import Cache, SizeClass
+    from slabd.cache import Cache
     from slabd.handle import Handle
     from slabd.mapping import Mapping
+    from slabd.size_classes import SizeClass
     from slabd_proto.lane import Completion
 
 

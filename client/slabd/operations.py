@@ -83,7 +83,10 @@ async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: De
     request = pool_pb2.LeaseRequest.FromString(request.SerializeToString())
     with _settling(session, repeat):
         response = await session.line.call(attempt, Deadline(remaining + session.settings.call_timeout))
-        return session.adopt([(block, True) for block in response.blocks])
+        holdings = session.adopt([(block, True) for block in response.blocks])
+    if session.cache is not None and len(holdings) == 1:
+        session.cache.keep(holdings[0], request.items[0].alignment)
+    return holdings
 
 
 @contextmanager

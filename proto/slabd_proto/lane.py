@@ -38,7 +38,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 MAGIC: Final = int.from_bytes(b"SLABLANE", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 WORD_BYTES: Final = 8
 _PAGE_BYTES: Final = 4096
 
@@ -69,6 +69,8 @@ class Word(IntEnum):
     COMPLETIONS_TAKEN = 48  # by the client
     DROPPED_BYTES = 56  # by the client: recalled blocks that it has found gone, in all and ever
     DROPPED_BLOCKS = 57
+    CACHE_HITS = 58  # by the client: leases that took a block which was at hand, in all and ever
+    CACHE_MISSES = 59  # by the client: leases for which the daemon was asked
     CLASS_SIZES = 64  # by the client, CLASSES words: the size of the blocks of a class
     CLASS_COUNTS = (
         192  # by the client, CLASSES words: how many of them are cached, those recalled and not yet dropped included
@@ -95,13 +97,18 @@ class Verb(IntEnum):
     OPEN = 4
     CLOSE = 5
     RESIZE = 6
+    KEEP = 7
 
 
 class Answer(IntEnum):
-    """What the daemon completes a LEASE with: blocks, and a refusal when there are fewer than were asked for."""
+    """What the daemon completes: a LEASE with blocks, and a refusal when there are fewer than were asked for.
+
+    And, unasked, a RETURN that wants its block BACK: it is granted anew, now that those are gone who had it open.
+    """
 
     GRANTED = 1
     REFUSED = 2
+    BACK = 3
 
 
 class LaneFormatError(ValueError):
@@ -115,11 +122,12 @@ class Submission(NamedTuple):
     verb    slot, gen.      quantity    a                    b
     ======  ==============  ==========  ===================  =========
     LEASE   -               blocks      size                 alignment
-    RETURN  the block       -           -                    -
+    RETURN  the block       1: BACK     size, if cached      alignment
     SHARE   the block       opens       TTL in us, 0: usual  size
     OPEN    the block       -           -                    -
     CLOSE   the block       -           -                    -
     RESIZE  the block       -           size                 -
+    KEEP    the block       -           -                    -
     ======  ==============  ==========  ===================  =========
     """
 
@@ -135,7 +143,7 @@ class Completion(NamedTuple):
     """An entry of the completion ring: one granted block of the LEASE numbered `request`, or its refusal.
 
     With `left` above 0 there will be another for the same request. Requests of `min_size` to `size` bytes get a block
-    of this size.
+    of this size. Of a block that is BACK, `request` is the alignment.
     """
 
     answer: int

@@ -107,6 +107,7 @@ class Dispatcher:
         self.before_close: Callable[[SessionId], None] = lambda _session: None
         self.on_dismissed: Callable[[SessionId], None] = lambda _session: None
         self.after_performing: Callable[[], None] = lambda: None
+        self.before_looking: Callable[[], None] = lambda: None
 
     def perform(self, effects: Effects) -> None:
         """Do what an operation brought about, and set the timer for what comes next."""

@@ -229,10 +229,18 @@ class LaneSegment:
 
         Of those that were recalled it may not know yet.
         """
+        both = self.claimed_classes()
+        return sum(size * count for size, count in both), sum(count for _, count in both)
+
+    def claimed_classes(self) -> list[tuple[int, int]]:
+        """Return the same by size of the blocks: the size, and how many."""
         sizes = self._words[Word.CLASS_SIZES : Word.CLASS_SIZES + CLASSES]
         counts = self._words[Word.CLASS_COUNTS : Word.CLASS_COUNTS + CLASSES]
-        both = [(size, count) for size, count in zip(sizes, counts, strict=True) if count]
-        return sum(size * count for size, count in both), sum(count for _, count in both)
+        return [(size, count) for size, count in zip(sizes, counts, strict=True) if count]
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many leases the client says its cache has served, and how many not."""
+        return self._words[Word.CACHE_HITS], self._words[Word.CACHE_MISSES]
 
     def cached(self) -> tuple[int, int]:
         """Return the same without what was recalled and the client does not know of."""

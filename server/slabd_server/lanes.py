@@ -22,24 +22,26 @@ import contextlib
 import logging
 import os
 from bisect import bisect_left
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slabd_proto.lane import RING, SLOTS_MAX, Answer, Completion, State, Verb
+from slabd_proto.lane import RING, SLOTS_MAX, Answer, Completion, Verb
+from slabd_server import claims
 from slabd_server.barrier import barrier
 from slabd_server.core.errors import CoreError, LedgerFull, NoSuchSession
 from slabd_server.core.posts import LaneViolation
-from slabd_server.core.purposes import Purpose
-from slabd_server.core.records import BlockRef, BlockState, LeaseItem, SessionState, ShareItem, SlotId
+from slabd_server.core.records import BlockRef, LeaseItem, SessionState, ShareItem, SlotId
 from slabd_server.core.tallies import count_up
 from slabd_server.lane_memory import LaneSegment
+from slabd_server.recall import Recaller
+from slabd_server.session_lane import Lane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from slabd_proto.lane import Submission
     from slabd_server.core.heap import Heap
+    from slabd_server.core.purposes import Purpose
     from slabd_server.core.records import Block, SessionId
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -52,51 +54,23 @@ _PATIENCE: Final = 8
 _LEAST_KEPT: Final = 4096
 _TICK_SECONDS: Final = 0.005
 _QUIET_TICKS: Final = 4
-# A block's share of the heap below which a recall is not worth its barrier: more is taken at once.
-_RECALL_PART: Final = 64
+# A client that wants its shared blocks back: how many it may have that it did not take yet, and how soon they have to
+# be free, because afterwards nobody may look for them.
+_BACK_MAX: Final = 64
+_BACK_SECONDS: Final = 1.0
 _MICROSECONDS: Final = 1e6
-_CACHED: Final = bytes([State.CACHED])
-_IN_USE: Final = bytes([State.IN_USE])
-
-# As the metrics call them.
-_VERBS: Final = {verb.value: verb.name.lower() for verb in Verb}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Lane:
-    """One session's lane. `quiet` counts ticks without anything to read; `broken` says that its client has lied.
+class _Wish:
+    """A shared block that its owner has returned, and wants back when nobody has it open any more."""
 
-    `reading` while it is being read, which it is not a second time meanwhile; `blocked` when what was posted could not
-    all be read the last time; `patience` for opens that nobody seems to have promised. `granted` are the blocks whose
-    completions the client may not have taken yet.
-    """
-
-    session: SessionId
-    heap: str
-    segment: LaneSegment
-    doorbell: int
-    bell: int
-    quiet: int = 0
-    broken: bool = False
-    reading: bool = False
-    blocked: bool = False
-    patience: int = 0
-    granted: deque[tuple[int, BlockRef, int]] = field(default_factory=deque)
-
-    def untaken(self) -> list[tuple[int, BlockRef, int]]:
-        """Return the completions that the client has not taken from the ring: number, block and size."""
-        taken = self.segment.completions_taken
-        while self.granted and self.granted[0][0] <= taken:
-            self.granted.popleft()
-        return list(self.granted)
-
-    def close(self) -> None:
-        """Give it up."""
-        self.segment.close()
-        os.close(self.doorbell)
-        os.close(self.bell)
+    lane: Lane
+    ref: BlockRef
+    alignment: int
+    since: float
 
 
 class _NotYet(Exception):
@@ -118,10 +92,27 @@ class Lanes:
         self._settling = False
         self._least: dict[tuple[Heap, int, int], int] = {}
         self._later: set[SessionId] = set()
-        self._engine.reclaim_by(self)
+        self._recaller = Recaller(dispatcher, self._of_heap, self._drain_all)
+        self._wishes: dict[tuple[str, SlotId], _Wish] = {}
+        doing: dict[Verb, Callable[[Session, Lane, Submission, BlockRef], None]] = {
+            Verb.LEASE: self._lease,
+            Verb.RETURN: self._return,
+            Verb.SHARE: self._share,
+            Verb.OPEN: self._open,
+            Verb.CLOSE: self._close,
+            Verb.RESIZE: self._resize,
+            Verb.KEEP: self._keep,
+        }
+        # By the number, because to make a Verb of it takes as long as to look it up; with the name for the metrics.
+        self._doing = {verb.value: (verb.name.lower(), do) for verb, do in doing.items()}
+        self._engine.reclaim_by(self._recaller)
         for served in self._engine.heaps.values():
             served.books.told = self._told
-            served.books.tallies.lane_operations |= dict.fromkeys(_VERBS.values(), 0)
+            tallies = served.books.tallies
+            tallies.lane_operations |= {name: 0 for name, _ in self._doing.values()}
+            tallies.cache_hits = tallies.cache_misses = 0
+            tallies.cached_class_blocks = {}
+        dispatcher.before_looking = self.look
         dispatcher.after_performing = self.settle
         dispatcher.on_dismissed = self.dismiss
 
@@ -156,6 +147,8 @@ class Lanes:
         """Give up a session's lane; one without a lane is no error."""
         lane = self._lanes.pop(session, None)
         if lane is not None:
+            claims.count(lane, self._engine.heaps[lane.heap].books.tallies, self._dispatcher.now())
+            self._wishes = {key: wish for key, wish in self._wishes.items() if wish.lane is not lane}
             self._active.pop(session, None)
             self._tables[lane.heap].watchers -= 1
             self._loop.remove_reader(lane.doorbell)
@@ -185,22 +178,16 @@ class Lanes:
     def look(self) -> None:
         """Do what everybody has posted, and note what they say they have cached."""
         self._perform(self._lanes.values())
-        for lane in self._lanes.values():
-            session = self._engine.sessions.find(lane.session)
-            if session is not None and session.state is SessionState.ACTIVE:
-                session.books.claim(session, *self._cached(lane))
+        claims.note_claims(self._engine, self._lanes.values(), self._dispatcher.now())
 
     def read_heap_of(self, session: SessionId) -> None:
         """Do what everybody has posted who has a lane to the heap of this session."""
         found = self._engine.sessions.find(session)
         if found is not None:
-            self._perform([lane for lane in self._lanes.values() if lane.heap == found.books.name])
+            self._perform(self._of_heap(found.books.name))
 
-    def _cached(self, lane: Lane) -> tuple[int, int]:
-        """Return how many bytes, in how many blocks, a client does not use: what it says, and what it has not taken."""
-        cached_bytes, cached_blocks = lane.segment.cached()
-        untaken = lane.untaken()
-        return cached_bytes + sum(size for _, _, size in untaken), cached_blocks + len(untaken)
+    def _of_heap(self, heap: str) -> list[Lane]:
+        return [lane for lane in self._lanes.values() if lane.heap == heap]
 
     def _rung(self, lane: Lane) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -245,7 +232,6 @@ class Lanes:
         try:
             while count < RING and (entry := lane.segment.next_submission()) is not None:
                 self._do(session, lane, entry)
-                count_up(session.books.tallies.lane_operations, _VERBS[Verb(entry.verb)])
                 lane.segment.took()
                 count += 1
         except LedgerFull as error:
@@ -262,40 +248,49 @@ class Lanes:
 
     def _do(self, session: Session, lane: Lane, entry: Submission) -> None:
         """Do what was posted."""
-        ref, now, sequence = BlockRef(SlotId(entry.slot), entry.generation), self._dispatcher.now(), lane.segment.taken
-        if entry.verb == Verb.RETURN:
-            if not self._posts.give_back(session, ref, sequence=sequence, now=now) and entry.a:
-                lane.segment.note_recalled(-entry.a)  # the client has not noticed that it was
-        elif entry.verb == Verb.SHARE:
-            item = ShareItem(ref, entry.quantity, entry.a / _MICROSECONDS if entry.a else None)
-            self._posts.share(session, item, entry.b, sequence=sequence, now=now)
-        elif entry.verb == Verb.RESIZE:
-            self._posts.resize(session, ref, entry.a)
-        elif entry.verb == Verb.OPEN:
-            self._open(session, lane, ref, sequence)
-        elif entry.verb == Verb.CLOSE:
-            self._posts.close(session, ref, sequence=sequence)
-        elif entry.verb == Verb.LEASE:
-            self._lease(session, lane, entry)
-        else:
+        if (done := self._doing.get(entry.verb)) is None:
             raise LaneViolation(f"it posts an unknown verb, {entry.verb}")
+        name, do = done
+        do(session, lane, entry, BlockRef(SlotId(entry.slot), entry.generation))
+        count_up(session.books.tallies.lane_operations, name)
 
-    def _open(self, session: Session, lane: Lane, ref: BlockRef, sequence: int) -> None:
+    def _return(self, session: Session, lane: Lane, entry: Submission, ref: BlockRef) -> None:
+        now = self._dispatcher.now()
+        if not self._posts.give_back(session, ref, sequence=lane.segment.taken, now=now):
+            if entry.a:
+                lane.segment.note_recalled(-entry.a)  # the client has not noticed that it was
+        elif entry.quantity:
+            self._wishes[lane.heap, ref.slot] = _Wish(lane, ref, entry.b, now)
+
+    def _share(self, session: Session, lane: Lane, entry: Submission, ref: BlockRef) -> None:
+        item = ShareItem(ref, entry.quantity, entry.a / _MICROSECONDS if entry.a else None)
+        self._posts.share(session, item, entry.b, sequence=lane.segment.taken, now=self._dispatcher.now())
+
+    def _resize(self, session: Session, _lane: Lane, entry: Submission, ref: BlockRef) -> None:
+        self._posts.resize(session, ref, entry.a)
+
+    def _close(self, session: Session, lane: Lane, _entry: Submission, ref: BlockRef) -> None:
+        self._posts.close(session, ref, sequence=lane.segment.taken)
+
+    def _keep(self, session: Session, _lane: Lane, _entry: Submission, ref: BlockRef) -> None:
+        self._posts.keep(session, ref)
+
+    def _open(self, session: Session, lane: Lane, _entry: Submission, ref: BlockRef) -> None:
         """Note an open. The handle for it was posted before, but perhaps in a lane that was not read since.
 
         That two lanes wait for each other for ever cannot be: who made a handle did so before anybody opened it. But
         the handle may lie behind the very post for which this lane is read; then this lane waits, and is read again.
         """
         if lane.patience and not self._posts.is_promised(session, ref):
-            others = [each for each in tuple(self._lanes.values()) if each.heap == lane.heap and each is not lane]
+            others = [each for each in self._of_heap(lane.heap) if each is not lane]
             if any(each.reading for each in others):
                 raise _NotYet
             self._drain_all(others)
             if not self._posts.is_promised(session, ref):
                 lane.patience -= 1
-        self._posts.open(session, ref, sequence=sequence, now=self._dispatcher.now())
+        self._posts.open(session, ref, sequence=lane.segment.taken, now=self._dispatcher.now())
 
-    def _lease(self, session: Session, lane: Lane, entry: Submission) -> None:
+    def _lease(self, session: Session, lane: Lane, entry: Submission, _ref: BlockRef) -> None:
         """Grant a block and wake the client, which wants no more for now; then grant the others that it asked for."""
         segment, number, now = lane.segment, lane.segment.taken + 1, self._dispatcher.now()
         wanted = min(max(entry.quantity, 1), segment.room)
@@ -315,20 +310,15 @@ class Lanes:
             wanted -= 1
             if len(lane.granted) >= RING:
                 lane.untaken()
-            segment.complete(
-                Completion(
-                    Answer.GRANTED, number, wanted, *block.ref, offset=block.offset, size=block.size, min_size=low
-                )
-            )
-            lane.granted.append((segment.completed, block.ref, block.size))
+            lane.grant(Answer.GRANTED, block, request=number, left=wanted, min_size=low)
             if first:
-                self._ring(lane)
+                lane.ring()
                 self._dispatcher.answered(lane.session, now)
                 first = False
             block = self._posts.lease_more(session, item, sequence=number, now=now) if wanted else None
         if wanted:
             segment.complete(Completion(Answer.REFUSED, number))
-            self._ring(lane)
+            lane.ring()
 
     def _least_size(self, heap: Heap, item: LeaseItem) -> int:
         """Return the smallest size that gets the same block as this one.
@@ -344,10 +334,6 @@ class Lanes:
             sizes = range(1, item.size + 1)
             self._least[key] = 1 + bisect_left(sizes, high, key=lambda size: heap.usable_size(size, item.alignment)[1])
         return self._least[key]
-
-    def _ring(self, lane: Lane) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has not read the last 2**64 - 2 of them
-            os.eventfd_write(lane.bell, 1)
 
     def _end(self, lane: Lane, why: str) -> None:
         log.warning("session %d is ended: %s", lane.session, why)
@@ -397,7 +383,7 @@ class Lanes:
 
     def _relieve(self, served: ServedHeap) -> None:
         wanted = served.books.total_bytes if self._engine.draining else served.waiters.wanted_bytes
-        if self.reclaim(served.books.name, wanted):
+        if self._recaller.reclaim(served.books.name, wanted):
             now = self._dispatcher.now()
             self._dispatcher.perform(self._engine.serve(served.books.name, now=now).effects)
 
@@ -425,8 +411,25 @@ class Lanes:
             if any(lane.blocked for lane in lanes):
                 self._loop.call_later(_TICK_SECONDS, self.settle)
                 return False
+        for name, slots in closing.items():
+            for slot in slots:
+                if (wish := self._wishes.pop((name, slot), None)) is not None:
+                    self._grant_wish(wish)
         self._dispatcher.perform(self._engine.sweep(closing, now=self._dispatcher.now()).effects)
         return True
+
+    def _grant_wish(self, wish: _Wish) -> None:
+        """Let a client have its shared block back: one wake-up less for the next, and no look for room."""
+        lane, ref, now = wish.lane, wish.ref, self._dispatcher.now()
+        session, segment = self._engine.sessions.find(lane.session), lane.segment
+        if session is None or lane.broken or now - wish.since > _BACK_SECONDS or segment.room < RING // 2:
+            return
+        untaken = lane.untaken()
+        if len(untaken) >= _BACK_MAX:
+            return
+        block = self._posts.have_back(session, ref, sequence=segment.taken, now=now)
+        if block is not None:
+            lane.grant(Answer.BACK, block, request=wish.alignment)
 
     def _drain_all(self, lanes: list[Lane]) -> None:
         """Do what was posted in these lanes, those included that wait for each other."""
@@ -456,100 +459,13 @@ class Lanes:
             for ref in closed:
                 books.restore_gate(ref)
 
-    # -- recalling
-
-    def reclaim(self, heap: str, wanted_bytes: int) -> bool:
-        """See `core.reclaim.Reclaimer`."""
-        lanes = [lane for lane in self._lanes.values() if lane.heap == heap]
-        books = self._engine.heaps[heap].books
-        before = books.allocator.available_bytes
-        for lane in lanes:
-            self._drain(lane)
-        if books.closing and lanes:
-            closing = tuple(books.closing)
-            barrier()
-            self._drain_all(lanes)
-            if not any(lane.blocked for lane in lanes):
-                books.sweep(closing)
-        missing = max(wanted_bytes, books.total_bytes // _RECALL_PART) - (books.allocator.available_bytes - before)
-        if missing > 0:
-            self._recall(lanes, missing)
-        return books.allocator.available_bytes > before
-
-    def _recall(self, lanes: list[Lane], wanted_bytes: int) -> None:
-        """Take cached blocks back until there are enough: of those clients first that have most."""
-        having = [(lane.segment.claimed()[0] + len(lane.untaken()), lane) for lane in lanes if not lane.broken]
-        chosen = [lane for cached, lane in sorted(having, key=lambda each: -each[0]) if cached]
-        sessions = [(lane, self._engine.sessions.find(lane.session)) for lane in chosen]
-        active = [(lane, each) for lane, each in sessions if each and each.state is SessionState.ACTIVE]
-        if not active:
-            return
-        for lane, _ in active:
-            lane.segment.begin_recall()
-        barrier()
-        for lane, session in active:
-            if wanted_bytes > 0:
-                wanted_bytes -= self._take(lane, session, wanted_bytes)
-        barrier()
-        for lane, _ in active:
-            lane.segment.end_recall()
-
-    def _take(self, lane: Lane, session: Session, wanted_bytes: int) -> int:
-        states = lane.segment.states(session.books.ledger.high_water)
-        freed = self._take_untaken(lane, session, states, wanted_bytes)
-        if states.count(_CACHED) > len(session.owned):  # most of it is old, or a lie
-            for owned in tuple(session.owned):
-                if freed < wanted_bytes and states[owned : owned + 1] == _CACHED:
-                    freed += self._take_back(lane, session, owned)
-            return freed
-        slot = states.find(_CACHED)
-        while slot >= 0 and freed < wanted_bytes:
-            freed += self._take_back(lane, session, slot)
-            slot = states.find(_CACHED, slot + 1)
-        return freed
-
-    def _take_back(self, lane: Lane, session: Session, slot: int) -> int:
-        ref = self._posts.may_be_cached(session, slot)
-        if ref is None:
-            return 0
-        size = self._posts.recall(session, ref, now=self._dispatcher.now())
-        lane.segment.note_recalled(size)
-        return size
-
-    def _take_untaken(self, lane: Lane, session: Session, states: bytes, wanted_bytes: int) -> int:
-        """Take back what was granted and is still in the ring; what the client does not use cannot be IN_USE."""
-        freed = 0
-        for _, ref, size in lane.untaken():
-            idle = states[ref.slot : ref.slot + 1] != _IN_USE and self._posts.may_be_cached(session, ref.slot) == ref
-            if idle and freed < wanted_bytes:
-                freed += self._posts.recall(session, ref, now=self._dispatcher.now())
-                lane.segment.note_recalled(size)
-        return freed
-
     # -- asking
 
     def described(self, info: LeaseInfo, now: float) -> LeaseInfo:
-        """Add what its client says of a block: what for, how much of it, since when, or that it is not in use."""
+        """Add to a block what its client says of it; see `claims`."""
         lane = self._lanes.get(info.session) if info.session is not None else None
-        if lane is None or not info.block.size:
-            return info
-        state, size, _, since = lane.segment.usage(info.block.ref.slot)
-        if state == State.CACHED and info.state is BlockState.LEASED:
-            return replace(info, state=BlockState.CACHED, label="", call_site="", age=_age(now, since, info))
-        if state != State.IN_USE or not size:
-            return info
-        block = info.block._replace(requested_size=min(size, info.block.size))
-        return replace(info, block=block, age=_age(now, since, info))
+        return info if lane is None or not info.block.size else claims.described(lane, info, now)
 
     def _told(self, session: SessionId, slot: SlotId) -> Purpose | None:
-        """Return what a client says a block is for; None when it says nothing."""
         lane = self._lanes.get(session)
-        if lane is None:
-            return None
-        state, _, purpose, _ = lane.segment.usage(slot)
-        return Purpose(*lane.segment.purpose(purpose)) if state == State.IN_USE and purpose else None
-
-
-def _age(now: float, since: float, info: LeaseInfo) -> float:
-    """Return the time since then; a client may have written anything, and no lease is older than its block's grant."""
-    return min(max(now - since, 0.0), info.age) if since == since else info.age  # noqa: PLR0124 - NaN
+        return None if lane is None else claims.purpose_of(lane, slot)

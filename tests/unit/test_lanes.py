@@ -414,7 +414,7 @@ LIES: dict[str, Callable[[Hand, tuple[int, int]], object]] = {
     "shares with nobody": lambda hand, mine: hand.post(Verb.SHARE, mine, quantity=0, b=5),
     "shares for too long": lambda hand, mine: hand.post(Verb.SHARE, mine, quantity=1, a=2**64 - 1, b=5),
     "verb 0": lambda hand, _: hand.post(0),
-    "verb 7": lambda hand, _: hand.post(7),
+    "verb 8": lambda hand, _: hand.post(8),
     "verb 255": lambda hand, _: hand.post(255),
 }
 
@@ -523,7 +523,7 @@ async def test_noise_in_every_word(world: LaneWorld, seed: int) -> None:
                 noisy.say(dice.choice(blocks)[0], dice.choice(list(State)), size=dice.getrandbits(48))
         world.lanes.drain(noisy.key.id)
         world.lanes.look()
-        world.lanes.reclaim("default", dice.choice([0, 1000, MIB]))
+        world.lanes._recaller.reclaim("default", dice.choice([0, 1000, MIB]))
         found, _ = inspection.leases(world.engine, "", 0, 100, world.now)
         for each in found:
             world.lanes.described(each, world.now)
@@ -616,7 +616,7 @@ async def test_a_recall_announces_itself_first(world: LaneWorld, monkeypatch: py
             client.say(blocks[0].slot, State.IN_USE, size=1)  # leased in the last moment
         barrier()
 
-    monkeypatch.setattr("slabd_server.lanes.barrier", at_the_barrier)
+    monkeypatch.setattr("slabd_server.recall.barrier", at_the_barrier)
     with pytest.raises(OutOfMemory):
         world.lease(other, MIB)
     assert seen[:2] == [(1, [True] * 4), (1, [True, False, False, False])]

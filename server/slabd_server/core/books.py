@@ -28,7 +28,8 @@ Invariants, with B the set of granted blocks:
 
 CLOSING: where clients open blocks without asking (`gates`), a block that was shared and has lost its last keeper is not
 free yet. Its gate is closed, and it is in `closing` until the adapter has made sure (a barrier, and a look at all
-lanes) that nobody came through the gate before; then `sweep` frees it, or somebody keeps it after all.
+lanes) that nobody came through the gate before; then `sweep` frees it, or somebody keeps it after all, or `reissue`
+grants it to its last owner again, with the next generation, which leaves the allocator out of it.
 
 CACHED: of the blocks that a session leases it may use only some and keep the others for later, without telling. How
 many bytes that are is a claim of the session's (`claim`), bounded by what it leases. They can be recalled, so they
@@ -315,6 +316,11 @@ class Books:
         self.holders.rank(account)
         self.leases += 1
 
+    def let_keep(self, slot: SlotId) -> None:
+        """Note that the owner of a block may keep it in its cache."""
+        record = self.ledger.get(slot)
+        self.ledger.update(slot, record._replace(flags=record.flags | Flag.LANE))
+
     def resize(self, slot: SlotId, requested_size: int) -> None:
         """Note how many bytes of a granted block its owner asks for now; bounded by what the block has."""
         record = self.ledger.get(slot)
@@ -324,10 +330,17 @@ class Books:
 
     # -- pending opens and holds
 
-    def set_pending(self, slot: SlotId, opens: int, *, flags: int, sequence: int) -> None:
-        """Set how many opens a block's handles still promise. Call `settle` when that may have been the last keeper."""
+    def set_pending(
+        self, slot: SlotId, opens: int, *, flags: int, sequence: int, requested_size: int | None = None
+    ) -> None:
+        """Set how many opens a block's handles still promise, and how many bytes of it, if that is said.
+
+        Call `settle` when that may have been the last keeper.
+        """
         record = self.ledger.get(slot)
-        record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
+        size = record.c if requested_size is None else min(max(requested_size, 1), record.b)
+        self.requested_bytes += size - record.c
+        record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence, c=size))
         self._restate(slot, record)
 
     def hold(self, account: Account, slot: SlotId, *, sequence: int, now: float) -> None:
@@ -389,6 +402,33 @@ class Books:
                 else:
                     self.orphans.remove(slot)
                     self._free(slot, record, actor=NO_SESSION, sequence=record.sequence)
+
+    def reissue(self, account: Account, ref: BlockRef, *, sequence: int, now: float) -> Block | None:
+        """Grant a CLOSING block that nobody keeps anew, in one step, to the session that had it; None if it is not one.
+
+        The caller has made sure, as for `sweep`, that nobody else can come.
+
+        Raises:
+            LedgerFull: its slot cannot be taken once more; nothing has changed.
+        """
+        slot = ref.slot
+        record = self.ledger.get(slot)
+        if slot not in self.closing or record.generation != ref.generation:
+            return None
+        if record.session or record.pending or slot in self.holds:
+            return None
+        record = self.ledger.reissue(
+            slot, Record(Kind.BLOCK, Flag.LANE, 0, 0, record.a, record.b, record.c, account.id, sequence, now)
+        )
+        del self.closing[slot]
+        self.orphans.remove(slot)
+        self._purposes.drop(slot)
+        self.gates.open(slot, record.generation)
+        self._adopt(account, slot, record.b)
+        self.tallies.count_grant(record.b)
+        self.tallies.leases_granted += 1
+        self._restate(slot, record)
+        return Block(BlockRef(slot, record.generation), record.a, record.b, record.c)
 
     def _free(self, slot: SlotId, record: Record, *, actor: SessionId, sequence: int) -> int:
         """Free a block that is in no chain any more."""

@@ -21,7 +21,7 @@ import zlib
 from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.errors import InvariantBroken, LedgerFull
 from slabd_server.core.records import NO_SESSION, SessionId, SlotId
 from slabd_server.core.store import RECORD_BYTES
 
@@ -173,6 +173,19 @@ class Ledger:
         """Replace a taken slot's record by one of the same kind and generation, and return it."""
         self._write(slot, record)
         return record
+
+    def reissue(self, slot: SlotId, record: Record) -> Record:
+        """Write the record of the next block in a taken slot over that of the last, which is gone.
+
+        Raises:
+            LedgerFull: this slot cannot be taken once more; nothing has changed.
+        """
+        generation = self.get(slot).generation
+        if generation >= _GENERATION_MAX:
+            raise LedgerFull(f"slot {slot} was re-issued {generation} times, which is all there is")
+        written = record._replace(generation=generation + 1)
+        self._write(slot, written)
+        return written
 
     def drop(self, slot: SlotId, generation: int, *, session: SessionId, sequence: int) -> None:
         """Free a taken slot of this generation, leaving the tombstone of the operation that did it."""

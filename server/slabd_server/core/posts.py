@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slabd_server.core.errors import CoreError, Draining, InvalidSize, NoMemory, OutOfMemory
+from slabd_server.core.errors import CoreError, Draining, InvalidSize, LedgerFull, NoMemory, OutOfMemory
 from slabd_server.core.ledger import Flag, Kind
 from slabd_server.core.purposes import NO_PURPOSE
 from slabd_server.core.records import Access, BlockRef, BlockState, SessionState, SlotId
@@ -82,6 +82,27 @@ class Posts:
         count_up(books.tallies.reclaimed_bytes, "released", freed)
         return True
 
+    def have_back(self, session: Session, ref: BlockRef, *, sequence: int, now: float) -> Block | None:
+        """Grant a block anew to the session that returned it, now that nobody can have it open any more.
+
+        None when it is not CLOSING, or others need the memory more, or the session may not lease now.
+        """
+        books = session.books
+        free = books.allocator.available_bytes
+        if self.draining or session.state is not SessionState.ACTIVE or session.access is Access.READ_ONLY:
+            return None
+        if self._served(session).waiters or free * _SPARE < books.total_bytes:
+            return None
+        try:
+            return books.reissue(session, ref, sequence=sequence, now=now)
+        except LedgerFull:
+            return None
+
+    def keep(self, session: Session, ref: BlockRef) -> None:
+        """Note that a client may keep a block in its cache though it came by gRPC, if it is its own."""
+        if self._owns(session, ref):
+            session.books.let_keep(ref.slot)
+
     def resize(self, session: Session, ref: BlockRef, requested_size: int) -> None:
         """Note how many bytes of its block a client uses this time, if it is its own."""
         if self._owns(session, ref):
@@ -95,9 +116,8 @@ class Posts:
         """
         if not self._owns(session, item.ref):
             return  # returned by another thread a moment before
-        session.books.resize(item.ref.slot, requested_size)
         try:
-            self._served(session).shares.share(session, item, sequence=sequence, now=now)
+            self._served(session).shares.share(session, item, sequence=sequence, now=now, requested_size=requested_size)
         except CoreError as error:
             raise LaneViolation(f"it shares block {item.ref.slot}.{item.ref.generation}: {error}") from error
 

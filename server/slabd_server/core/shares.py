@@ -54,8 +54,10 @@ class Shares:
     def __len__(self) -> int:
         return len(self._sharers)
 
-    def share(self, session: Session, item: ShareItem, *, sequence: int, now: float) -> Handle:
-        """Promise a block to those who will open it.
+    def share(
+        self, session: Session, item: ShareItem, *, sequence: int, now: float, requested_size: int | None = None
+    ) -> Handle:
+        """Promise a block, or as many bytes of it as are said, to those who will open it.
 
         Raises:
             ReadOnly: the session may only open.
@@ -82,7 +84,8 @@ class Shares:
         flags = record.flags | (Flag.TRANSFER | Flag.SHARED if item.transfer else Flag.SHARED)
         if not item.transfer:
             self._books.gates.open(slot, item.ref.generation)
-        self._books.set_pending(slot, record.pending + item.opens, flags=flags, sequence=sequence)
+        opens = record.pending + item.opens
+        self._books.set_pending(slot, opens, flags=flags, sequence=sequence, requested_size=requested_size)
         if item.transfer:
             self._books.tallies.hold_seconds.observe(now - record.time)
             self._books.disown(session, slot, sequence=sequence, cause="transferred")

@@ -51,6 +51,7 @@ def make_registry(dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], l
 
     async def take() -> Snapshot:
         began = time.perf_counter()
+        dispatcher.before_looking()
         now = dispatcher.now()
         heaps = tuple(figures(served, now) for served in dispatcher.engine.heaps.values())
         lags, serving = lag.copy(), not dispatcher.engine.draining

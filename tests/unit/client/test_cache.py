@@ -421,7 +421,7 @@ def test_a_block_recalled_as_it_is_taken_is_not_used(daemon: HandDaemon, monkeyp
     """Who finds a recall under way waits for its end, and then looks whether the block is still his."""
     warm(daemon, 100, 2)
     daemon.attention(1)
-    kept = daemon.cache._classes[0].stack[0].slot
+    kept = next(iter(daemon.cache._classes)).stack[0].slot
 
     def recall_ends(_seconds: float) -> None:
         for slot in [slot for slot in daemon.owned if slot != kept]:
@@ -545,7 +545,7 @@ def test_a_fork_leaves_children_what_is_in_use(daemon: HandDaemon) -> None:
     """After a fork, blocks in use end by the road that looks after children; cached ones serve on."""
     warm(daemon, 100, 2)
     used = daemon.lease(100)
-    cached = {each.slot: each.serial for each in daemon.cache._classes[0].stack}
+    cached = {each.slot: each.serial for each in next(iter(daemon.cache._classes)).stack}
     daemon.cache.has_forked(daemon.holdings.next_serial())
     assert not daemon.cache.give(used, used.cycle)
     again = daemon.lease(100)

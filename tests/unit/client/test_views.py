@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from slabd import LeaseReleased, NotMapped
-from slabd.cache import SizeClass
 from slabd.holding import BlockName, Holding, Holdings, Returnable, let_go
 from slabd.mapping import Mapping
+from slabd.size_classes import SizeClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
