@@ -30,16 +30,18 @@ class HandOff:
     transfers: bool = False
     crashes: bool = True
     keeps: bool = False
+    plenty: bool = False
     mutant: str = ""
     blind: str = ""
 
     def __str__(self) -> str:
         what = "transfers" if self.transfers else f"{self.grants} grants"
-        return f"{self.consumers} consumers, {self.rounds} times {self.opens} opens, {what}"
+        back = ", the block comes back" if self.plenty else ""
+        return f"{self.consumers} consumers, {self.rounds} times {self.opens} opens, {what}{back}"
 
     def machine(self) -> Machine:
         """Return the system."""
-        daemon = Daemon(1 + self.consumers, self.mutant)
+        daemon = Daemon(1 + self.consumers, self.mutant, plenty=self.plenty)
         slot = daemon.slot
         numbers = range(2, 2 + self.consumers)
         consumers = [Actor(f"consumer {number}", consumer(number, slot, blind=self.blind)) for number in numbers]
@@ -54,6 +56,8 @@ class HandOff:
         HandOff(consumers=2, opens=2, grants=0, crashes=False),
         HandOff(consumers=1, opens=2),
         HandOff(consumers=1, opens=1, rounds=2),
+        HandOff(consumers=1, opens=1, rounds=2, plenty=True),
+        HandOff(consumers=2, opens=1, plenty=True, crashes=False),
         HandOff(consumers=1, opens=1, grants=0, transfers=True),
         HandOff(consumers=2, opens=1, grants=0, transfers=True, crashes=False),
     ],
@@ -66,10 +70,11 @@ def test_no_order_of_steps_frees_what_is_open(model: HandOff) -> None:
     assert found.states > 1000
 
 
+@pytest.mark.parametrize("plenty", [False, True], ids=["freed", "comes back"])
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_daemon_that_breaks_a_rule_is_found_out(mutant: str) -> None:
+def test_a_daemon_that_breaks_a_rule_is_found_out(mutant: str, plenty: bool) -> None:  # noqa: FBT001 - pytest passes it
     """Each step of the daemon's is needed: without it there is an order in which a consumer loses what it uses."""
-    found = explore(HandOff(consumers=1, opens=1, mutant=mutant).machine())
+    found = explore(HandOff(consumers=1, opens=1, mutant=mutant, plenty=plenty).machine())
     assert found.broken_rule == "consumer 2 uses block 3.1, which it has not", str(found)
     assert found.trace[0] == "owner stores SHARE", str(found)
     assert "consumer 2 stores OPEN" in found.trace

@@ -21,6 +21,7 @@ from slabd_server.core.tallies import count_up
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from slabd_server.core.books import Books
     from slabd_server.core.records import Block, LeaseItem, ShareItem
     from slabd_server.core.served import ServedHeap
     from slabd_server.core.sessions import Session
@@ -63,8 +64,7 @@ class Posts:
 
     def lease_more(self, session: Session, item: LeaseItem, *, sequence: int, now: float) -> Block | None:
         """Grant one more block like the last one, for later; None when there is not plenty."""
-        books = session.books
-        if books.allocator.available_bytes * _SPARE < books.total_bytes:
+        if not _has_plenty(session.books):
             return None
         try:
             return _grant(session, item, sequence, now)
@@ -88,10 +88,9 @@ class Posts:
         None when it is not CLOSING, or others need the memory more, or the session may not lease now.
         """
         books = session.books
-        free = books.allocator.available_bytes
         if self.draining or session.state is not SessionState.ACTIVE or session.access is Access.READ_ONLY:
             return None
-        if self._served(session).waiters or free * _SPARE < books.total_bytes:
+        if self._served(session).waiters or not _has_plenty(books):
             return None
         try:
             return books.reissue(session, ref, sequence=sequence, now=now)
@@ -169,6 +168,10 @@ class Posts:
 
     def _served(self, session: Session) -> ServedHeap:
         return self._heaps[session.books.name]
+
+
+def _has_plenty(books: Books) -> bool:
+    return books.allocator.available_bytes * _SPARE >= books.total_bytes
 
 
 def _grant(session: Session, item: LeaseItem, sequence: int, now: float) -> Block:
