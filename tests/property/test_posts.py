@@ -17,7 +17,7 @@ from tests.property.test_engine import SIZES, EngineMachine, Kept
 
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import NoMemory
-from slabd_server.core.records import Block, BlockState, Handle, LeaseItem, SessionKey, ShareItem
+from slabd_server.core.records import Block, BlockRef, BlockState, Handle, LeaseItem, SessionKey, ShareItem
 
 if TYPE_CHECKING:
     from slabd_server.core.posts import Posts
@@ -154,6 +154,35 @@ class PostsMachine(EngineMachine):
         if kept is not None and kept.holds[key.id]:
             kept.holds[key.id] -= 1
         self.serve()
+
+    @rule(target=EngineMachine.blocks, key=EngineMachine.sessions, item=EngineMachine.blocks)
+    def have_back(self, key: SessionKey, item: tuple[SessionKey, Block]) -> object:
+        """A client has a block back that it returned, or perhaps one of another's, if nobody keeps it."""
+        session, ref = self.session_of(key), item[1].ref
+        if session is None:
+            return multiple()
+        kept, closing = self.model.get(ref), ref.slot in self.world.heap.books.closing
+        block = self.posts.have_back(session, ref, sequence=0, now=self.world.now)
+        if block is None:
+            return multiple()
+        assert closing
+        assert kept is not None
+        assert not kept.kept
+        assert block == kept.block._replace(ref=BlockRef(ref.slot, ref.generation + 1))
+        del self.model[ref]
+        self.record(key.id, block)
+        self.model[block.ref].cacheable = True
+        return key, block
+
+    @rule(key=EngineMachine.sessions, item=EngineMachine.blocks)
+    def post_keep(self, key: SessionKey, item: tuple[SessionKey, Block]) -> None:
+        """A client means to keep a block that came by gRPC; of another's it is taken no notice."""
+        session, kept = self.session_of(key), self.model.get(item[1].ref)
+        if session is None:
+            return
+        self.posts.keep(session, item[1].ref)
+        if kept is not None and kept.owner == key.id:
+            kept.cacheable = True
 
     @rule(item=EngineMachine.blocks)
     def recall(self, item: tuple[SessionKey, Block]) -> None:

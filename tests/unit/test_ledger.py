@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slabd_server.core.errors import InvariantBroken
+from slabd_server.core.errors import InvariantBroken, LedgerFull
 from slabd_server.core.ledger import Flag, Kind, Ledger, Record, pack_record, unpack_record
 from slabd_server.core.records import NO_SESSION, SessionId, SlotId
 from slabd_server.core.store import MemoryStore
@@ -90,6 +90,18 @@ def test_a_slot_serves_till_its_last_generation(generation: int, *, again: bool)
     ledger.check()
     slot, record = ledger.add(RECORD)
     assert ((slot, record.generation) == (1, generation + 1)) is again
+
+
+def test_a_slot_is_reissued_in_place() -> None:
+    """With the next generation, in one write; the last one that there is cannot be followed by another."""
+    ledger, store = ledger_of_four()
+    written = ledger.reissue(SlotId(0), RECORD._replace(b=128))
+    assert (written.generation, written.b) == (2, 128)
+    assert ledger.get(SlotId(0)) == written == unpack_record(store.read(0))
+    ledger.update(SlotId(1), RECORD._replace(generation=2**32 - 1))
+    with pytest.raises(LedgerFull):
+        ledger.reissue(SlotId(1), RECORD)
+    ledger.check()
 
 
 def use_more_than_there_is(ledger: Ledger, _store: MemoryStore) -> None:
