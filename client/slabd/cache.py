@@ -656,8 +656,10 @@ class Cache:
         There, locks may be in anybody's hands, so none is taken.
         """
         self._stopped = True
-        if self._bell is not None and not inherited:
-            self._bell.close()
+        if not inherited:
+            self._tell_hits()
+            if self._bell is not None:
+                self._bell.close()
         self._classes.forget_requests()
         for kind in self._classes:
             for holding in list(kind.stack):

@@ -213,6 +213,28 @@ def test_cached_bytes_are_available(daemon: DaemonProcess) -> None:
         daemon.check()
 
 
+def test_a_scrape_asks_the_lanes(daemon: DaemonProcess) -> None:
+    """What is cached, by state and by class, and how often that was of use, is as new as the scrape itself."""
+    address = daemon.status().metrics_address
+
+    def sample(name: str) -> float:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as page:
+            text = page.read().decode()
+        (value,) = re.findall(rf"^{re.escape(name)} (.*)$", text, re.MULTILINE)
+        return float(value)
+
+    with slabd.connect(daemon.address) as pool:
+        warm_up(pool, 1000, count=3)
+        assert sample('slabd_heap_state_bytes{heap="default",state="cached"}') >= 3 * 1024
+        assert sample('slabd_class_cached_blocks{heap="default",size_class="1024"}') >= 3
+        assert sample('slabd_cache_misses_total{heap="default"}') > 0
+        before = sample('slabd_cache_hits_total{heap="default"}')
+        for _ in range(500):
+            pool.lease(1000).release()
+    eventually(lambda: sample('slabd_cache_hits_total{heap="default"}') >= before + 500)
+    assert sample('slabd_heap_state_bytes{heap="default",state="cached"}') == 0
+
+
 def test_who_holds_what_without_being_told(daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:
     """`slabctl leases` shows label, requested size and line of code of blocks that the daemon was never told about."""
     with slabd.connect(daemon.address) as pool:
