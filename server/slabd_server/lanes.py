@@ -137,7 +137,7 @@ class Lanes:
                 log.warning("session %d gets no lane and uses gRPC alone: %s", session.id, error)
                 return None
             undo.pop_all()
-        lane = Lane(session.id, served.books.name, segment, doorbell, bell)
+        lane = Lane(session.id, served.books.name, segment, doorbell, bell, counted_at=self._dispatcher.now())
         self._lanes[session.id] = lane
         self._tables[lane.heap].watchers += 1
         self._loop.add_reader(doorbell, self._rung, lane)
