@@ -635,6 +635,7 @@ class Cache:
         try:
             while stack and self._since[stack[0].slot] <= oldest:
                 holding = stack.pop(0)
+                self._words[kind.place] = len(stack)
                 if self._generations[holding.slot] == holding.word:
                     self._give_back(holding)
                 else:

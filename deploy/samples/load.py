@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HANDLE_BYTES = 48
 SIZES = (100, 700, 3000, 4096, 9000, 65_536, 640 * 480, 1_000_000, 1920 * 1080 * 3 // 2)
 KEPT = 40
-READ_BYTES = 4096
+READ_BYTES = PAGE_BYTES = 4096
 
 
 def produce(arguments: argparse.Namespace) -> None:
@@ -122,13 +122,12 @@ def fill(arguments: argparse.Namespace) -> None:
         while True:
             stats = pool.stats()
             missing = int(arguments.share * stats.total_bytes) - stats.used_bytes
-            try:
-                if missing > 0:
-                    held.append(pool.lease(max(4096, missing // 2), label="hog"))
-                    continue
-            except slabd.OutOfMemory:
-                pass  # somebody waits before us, or what is free is in pieces
-            time.sleep(0.05)
+            if missing <= 0:
+                time.sleep(0.05)
+                continue
+            size = max(PAGE_BYTES, min(missing, stats.largest_free_block_bytes))
+            with contextlib.suppress(slabd.OutOfMemory):  # what was free is gone again, or others wait before us
+                held.append(pool.lease(size, timeout=1.0, label="hog"))
 
 
 def main() -> None:

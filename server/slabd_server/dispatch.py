@@ -19,7 +19,7 @@ from slabd_server.core.records import EndCause, PressureEvent, SessionEndedEvent
 from slabd_server.preparing import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from slabd_server.core.engine import Engine
     from slabd_server.core.errors import OutOfMemory
@@ -107,7 +107,7 @@ class Dispatcher:
         self.before_close: Callable[[SessionId], None] = lambda _session: None
         self.on_dismissed: Callable[[SessionId], None] = lambda _session: None
         self.after_performing: Callable[[], None] = lambda: None
-        self.before_looking: Callable[[], None] = lambda: None
+        self.before_looking: Callable[[], Iterable[None]] = tuple
 
     def perform(self, effects: Effects) -> None:
         """Do what an operation brought about, and set the timer for what comes next."""

@@ -132,6 +132,14 @@ class GenerationTable:
             self._fd = -1
 
 
+_SIZES: Final = slice(Word.CLASS_SIZES, Word.CLASS_SIZES + CLASSES)
+_COUNTS: Final = slice(Word.CLASS_COUNTS, Word.CLASS_COUNTS + CLASSES)
+
+
+def _summed(claimed: list[tuple[int, int]]) -> tuple[int, int]:
+    return sum(size * count for size, count in claimed), sum(count for _, count in claimed)
+
+
 class LaneSegment:
     """One session's lane, as the daemon sees it. `slots` is how many ledger slots its usage columns have."""
 
@@ -229,22 +237,27 @@ class LaneSegment:
 
         Of those that were recalled it may not know yet.
         """
-        both = self.claimed_classes()
-        return sum(size * count for size, count in both), sum(count for _, count in both)
+        return _summed(self.claimed_classes())
 
     def claimed_classes(self) -> list[tuple[int, int]]:
         """Return the same by size of the blocks: the size, and how many."""
-        sizes = self._words[Word.CLASS_SIZES : Word.CLASS_SIZES + CLASSES]
-        counts = self._words[Word.CLASS_COUNTS : Word.CLASS_COUNTS + CLASSES]
-        return [(size, count) for size, count in zip(sizes, counts, strict=True) if count]
+        counts = self._words[_COUNTS].tolist()
+        if not any(counts):
+            return []
+        return [(size, count) for size, count in zip(self._words[_SIZES].tolist(), counts, strict=True) if count]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been given up."""
+        return self._fd < 0
 
     def counts(self) -> tuple[int, int]:
         """Return how many leases the client says its cache has served, and how many not."""
         return self._words[Word.CACHE_HITS], self._words[Word.CACHE_MISSES]
 
-    def cached(self) -> tuple[int, int]:
+    def cached(self, claimed: list[tuple[int, int]] | None = None) -> tuple[int, int]:
         """Return the same without what was recalled and the client does not know of."""
-        claimed_bytes, claimed_blocks = self.claimed()
+        claimed_bytes, claimed_blocks = _summed(self.claimed_classes() if claimed is None else claimed)
         dropped_bytes, dropped_blocks = self._words[Word.DROPPED_BYTES], self._words[Word.DROPPED_BLOCKS]
         if not claimed_blocks:  # then it knows of everything
             self.recalled_bytes, self.recalled_blocks = dropped_bytes, dropped_blocks

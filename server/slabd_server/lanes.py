@@ -112,7 +112,7 @@ class Lanes:
             tallies.lane_operations |= {name: 0 for name, _ in self._doing.values()}
             tallies.cache_hits = tallies.cache_misses = 0
             tallies.cached_class_blocks = {}
-        dispatcher.before_looking = self.look
+        dispatcher.before_looking = self.looking
         dispatcher.after_performing = self.settle
         dispatcher.on_dismissed = self.dismiss
 
@@ -179,6 +179,14 @@ class Lanes:
         """Do what everybody has posted, and note what they say they have cached."""
         self._perform(self._lanes.values())
         claims.note_claims(self._engine, self._lanes.values(), self._dispatcher.now())
+
+    def looking(self) -> Iterator[None]:
+        """Do the same in steps, between which anything may happen: a scrape holds nobody up for all the lanes."""
+        lanes = tuple(self._lanes.values())
+        for first in range(0, len(lanes), claims.SLICE):
+            self._perform([lane for lane in lanes[first : first + claims.SLICE] if not lane.segment.is_closed])
+            yield
+        yield from claims.noting_claims(self._engine, lanes, self._dispatcher.now())
 
     def read_heap_of(self, session: SessionId) -> None:
         """Do what everybody has posted who has a lane to the heap of this session."""

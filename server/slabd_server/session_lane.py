@@ -59,9 +59,9 @@ class Lane:
         self.segment.complete(entry)
         self.granted.append((self.segment.completed, block.ref, block.size))
 
-    def cached(self) -> tuple[int, int]:
+    def cached(self, claimed: list[tuple[int, int]] | None = None) -> tuple[int, int]:
         """Return how many bytes, in how many blocks, a client does not use: what it says, and what it has not taken."""
-        cached_bytes, cached_blocks = self.segment.cached()
+        cached_bytes, cached_blocks = self.segment.cached(claimed)
         untaken = self.untaken()
         return cached_bytes + sum(size for _, _, size in untaken), cached_blocks + len(untaken)
 

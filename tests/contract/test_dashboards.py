@@ -152,6 +152,8 @@ def test_every_panel_has_its_own_question(path: Path) -> None:
         ("slabd_used_bits", "no metric slabd_used_bits"),
         ('slabd_used_bytes{pid="1"}', "no label pid of slabd_used_bytes"),
         ('slabd_sessions{state="asleep"}', "no state='asleep' of slabd_sessions"),
+        ('slabd_sessions{state=~"active|asleep"}', "no state='asleep' of slabd_sessions"),
+        ('slabd_sessions{state!="asleep"}', "no state='asleep' of slabd_sessions"),
         ("sum by (colour) (slabd_leases)", "no label colour to group by"),
         ("up / on (colour) up", "no label colour to group by"),
     ],

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.fixtures.exported import series
 from tests.fixtures.registries import full_registry
 from tests.fixtures.rules import README, alerts, sections
 
@@ -24,6 +25,14 @@ async def test_the_table_of_metrics_is_made_from_what_is_exported() -> None:
     found = re.search(r"^<!-- metrics: .*?-->\n(.*?)<!-- /metrics -->$", TEXT, re.MULTILINE | re.DOTALL)
     assert found is not None
     assert found[1] == table
+
+
+def test_what_is_said_to_be_missing_is_missing() -> None:
+    """Whoever adds it says so."""
+    _, missing = TEXT.split("**Not there yet**")
+    assert set(re.findall(r"`(slabd_\w+)`", missing)) & set(series()) == {"slabd_lease_rejections_total"}
+    assert "reason = quota" in missing
+    assert "quota" not in series()["slabd_lease_rejections_total"]["reason"]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))

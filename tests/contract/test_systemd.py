@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.fixtures.rules import README
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = UNITS / "slabd.service"
@@ -78,6 +79,17 @@ def test_user_and_directory_are_made(tmp_path: Path) -> None:
     assert said_of("systemd-tmpfiles", root, "--create", UNITS / "slabd.tmpfiles.conf") == (0, "")
     made = (tmp_path / "run/slabd").stat()
     assert (made.st_mode & 0o777, str(made.st_uid)) == (0o755, user.split(":")[2])
+
+
+def test_files_are_installed_as_the_readme_says(tmp_path: Path) -> None:
+    """On a machine where not even the directories are there."""
+    lines = re.findall(r"^install .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    for line in lines:
+        *command, destination = line.split()
+        subprocess.run([*command, f"{tmp_path}{destination}"], cwd=README.parents[1], check=True)
+    installed = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert installed == {"README.md", "slabd.toml", "slabd.service", "slabd.conf"}
+    assert len(lines) == 5
 
 
 def test_the_unit_promises_no_lease_over_a_restart() -> None:

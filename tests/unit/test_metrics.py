@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.fixtures.engines import UID, make_heap
 from tests.fixtures.registries import full_registry
 
+from slabd_proto.lane import Verb
 from slabd_server.core.engine import Engine
 from slabd_server.core.figures import figures
 from slabd_server.core.histogram import Histogram
@@ -40,6 +41,21 @@ async def families(engine: Engine | None = None) -> dict[str, Metric]:
     return {exported_name(family): family for family in collected}
 
 
+def session_of(engine: Engine, number: int) -> SessionKey:
+    """Open a session of a process that is like no other."""
+    secret = number.to_bytes(16, "little")
+    session = engine.open_session(
+        "",
+        name=f"n{number}",
+        access=Access.READ_WRITE,
+        peer=Peer(pid=number, uid=UID),
+        attached=True,
+        secret=secret,
+        now=0,
+    )
+    return SessionKey(session.id, secret)
+
+
 async def test_every_metric_has_help_and_a_sample_and_known_labels() -> None:
     """From the start, so that the first event shows in rate()."""
     for name, family in (await families()).items():
@@ -53,17 +69,7 @@ async def test_labels_do_not_grow_with_use() -> None:
     engine = Engine([make_heap()])
     before = {name: len(family.samples) for name, family in (await families(engine)).items()}
     for number in range(20):
-        secret = number.to_bytes(16, "little")
-        session = engine.open_session(
-            "",
-            name=f"n{number}",
-            access=Access.READ_WRITE,
-            peer=Peer(pid=number, uid=UID),
-            attached=True,
-            secret=secret,
-            now=0,
-        )
-        engine.lease(SessionKey(session.id, secret), [LeaseItem(100 * number + 1)], now=0)
+        engine.lease(session_of(engine, number), [LeaseItem(100 * number + 1)], now=0)
     after = {name: len(family.samples) for name, family in (await families(engine)).items()}
     assert after == before
 
@@ -87,7 +93,7 @@ async def test_the_snapshot_is_taken_on_the_loop_and_nothing_else_is() -> None:
 
         dispatcher.now = noted  # type: ignore[misc]
         await asyncio.to_thread(generate_latest, registry)
-    assert taken == [threading.main_thread()]
+    assert set(taken) == {threading.main_thread()}
 
 
 async def test_openmetrics_can_be_read() -> None:
@@ -112,16 +118,25 @@ def test_lanes_are_exported_when_they_are_counted() -> None:
     without = collected(heap)
     tallies = heap.books.tallies
     tallies.lane_operations, tallies.lane_doorbells = {"share": 3}, 2
-    tallies.cache_hits, tallies.cache_misses, tallies.cached_class_blocks = 9, 1, {64: 5, 0: 1}
+    tallies.cache_hits, tallies.cache_misses, tallies.cached_class_blocks = 9, 1, {}
     with_lane = collected(heap)
     assert set(with_lane) - set(without) == {
         *("slabd_class_cached_blocks", "slabd_lane_operations", "slabd_lane_doorbells"),
         *("slabd_cache_hits", "slabd_cache_misses"),
     }
     operations = {sample.labels["op"]: sample.value for sample in with_lane["slabd_lane_operations"].samples}
-    assert operations == {"lease": 0, "return": 0, "resize": 0, "share": 3, "open": 0, "close": 0}
-    cached = {s.labels["size_class"]: s.value for s in with_lane["slabd_class_cached_blocks"].samples}
-    assert cached == {"64": 5, "large": 1}
+    assert operations == {**{verb.name.lower(): 0 for verb in Verb}, "share": 3}
+
+
+def test_no_class_has_more_cached_than_granted() -> None:
+    """Clients say how much they have cached, and of which sizes; what cannot be is not exported, nor is a new label."""
+    heap = make_heap()
+    engine = Engine([heap])
+    engine.lease(session_of(engine, 1), [LeaseItem(64), LeaseItem(64), LeaseItem(64), LeaseItem(50_000)], now=0)
+    heap.books.tallies.cached_class_blocks = {64: 2, 0: 7, 77: 1}
+    found = {s.labels["size_class"]: s.value for s in collected(heap)["slabd_class_cached_blocks"].samples}
+    assert {name: number for name, number in found.items() if number} == {"64": 2, "large": 1}
+    assert set(found) == {"64", "128", "256", "512", "1024", "2048", "4096", "large"}
 
 
 def collected(heap: ServedHeap) -> dict[str, Metric]:

@@ -93,12 +93,14 @@ CLASSES: Final = Row(
     [
         table(
             "Classes now",
-            "What each size class has. Large is everything above the largest class, which has no slabs.",
+            "What each size class has; cached are blocks idle in clients' caches. Large is everything above the "
+            "largest class, which has no slabs.",
             {"size_class": "Class"},
             [
                 Column("Blocks", "sum by (size_class) (slabd_class_used_blocks{HEAP})"),
                 Column("Bytes", "sum by (size_class) (slabd_class_used_bytes{HEAP})", "bytes"),
                 Column("Slabs", "sum by (size_class) (slabd_class_slabs{HEAP})"),
+                Column("Cached", "sum by (size_class) (slabd_class_cached_blocks{HEAP})"),
                 Column("Granted / s", f"sum by (size_class) (rate(slabd_leases_granted_total{{HEAP}}{_RATE}))", "ops"),
                 Column(
                     "Share",

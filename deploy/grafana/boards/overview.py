@@ -217,7 +217,7 @@ PROCESS: Final = Row(
         ),
         graph(
             "File descriptors",
-            "In use, as a share of what the process may have. Each session takes two.",
+            "In use, as a share of what the process may have. Each session takes six.",
             "percentunit",
             [Query("process_open_fds{DAEMON} / process_max_fds{DAEMON}", "{{instance}}")],
             thresholds=thresholds.above("SlabdFileDescriptors"),

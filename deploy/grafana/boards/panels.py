@@ -27,9 +27,9 @@ COLOURS: Final[Mapping[str, str]] = {
     "slab_free": "light-green",
     "size": "text",
     "released": "green",
-    "recalled": "light-blue",
+    "recalled": "super-light-blue",
     "transferred": "purple",
-    "session_closed": "blue",
+    "session_closed": "dark-blue",
     "client_died": "red",
     "expired": "orange",
     "evicted": "yellow",
@@ -39,6 +39,8 @@ COLOURS: Final[Mapping[str, str]] = {
     "used": "blue",
     "peak": "orange",
     "granted": "text",
+    "hits": "green",
+    "misses": "orange",
 }
 
 

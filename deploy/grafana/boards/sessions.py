@@ -52,7 +52,7 @@ LEASES: Final = Row(
         ),
         graph(
             "Requests",
-            "Requests for leases, and blocks granted: a request may be for many.",
+            "Requests that came to the daemon, and blocks granted: one may be for many. What caches serve never comes.",
             "ops",
             [
                 Query(f"sum(rate(slabd_lease_requests_total{{HEAP}}{_RATE}))", "requests"),

@@ -1,6 +1,6 @@
 // Draws the dashboards with Grafana's own components, from what a Prometheus knows, into PNG files:
 //
-//     npm install && node draw.mjs http://127.0.0.1:9090 OUT_DIRECTORY [MINUTES] [CHROMIUM]
+//     npm install --no-package-lock && node draw.mjs http://127.0.0.1:9090 OUT_DIRECTORY [MINUTES] [CHROMIUM]
 //
 // It asks Prometheus what Grafana would ask, and lays the panels out as Grafana would. Heatmaps are drawn by page.tsx
 // itself, since Grafana keeps that component in its application; everything else is @grafana/ui.

@@ -50,12 +50,15 @@ def make_registry(dispatcher: Dispatcher, segments: Mapping[str, HeapSegment], l
     loop = asyncio.get_running_loop()
 
     async def take() -> Snapshot:
-        began = time.perf_counter()
-        dispatcher.before_looking()
+        longest, began = 0.0, time.perf_counter()
+        for _ in dispatcher.before_looking():
+            longest = max(longest, time.perf_counter() - began)
+            await asyncio.sleep(0)
+            began = time.perf_counter()
         now = dispatcher.now()
         heaps = tuple(figures(served, now) for served in dispatcher.engine.heaps.values())
         lags, serving = lag.copy(), not dispatcher.engine.draining
-        return Snapshot(heaps, lags, serving=serving, seconds=time.perf_counter() - began)
+        return Snapshot(heaps, lags, serving=serving, seconds=max(longest, time.perf_counter() - began))
 
     def snapshot() -> Snapshot:
         return asyncio.run_coroutine_threadsafe(take(), loop).result(SNAPSHOT_SECONDS)

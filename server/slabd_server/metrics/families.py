@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from slabd_proto.lane import Verb
 from slabd_server.core.records import EndCause
 from slabd_server.core.tallies import NO_CLASS
 
@@ -52,8 +53,12 @@ def class_name(size: int) -> str:
     return "large" if size == NO_CLASS else str(size)
 
 
-def _class_named(by_size: Mapping[int, int] | None) -> Mapping[str, float] | None:
-    return None if by_size is None else {class_name(size): number for size, number in by_size.items()}
+def _cached(f: HeapFigures) -> Mapping[str, float] | None:
+    """Return the cached blocks of each class there is. Clients say how many: never more than the class has."""
+    claims = f.cached_class_blocks
+    if claims is None:
+        return None
+    return {class_name(each.size): min(claims.get(each.size, 0), each.used_blocks) for each in f.classes}
 
 
 def _by_class(value: Callable[[ClassFigures], float]) -> Callable[[HeapFigures], Mapping[str, float]]:
@@ -115,7 +120,7 @@ GAUGES: Final = (
         "slabd_class_cached_blocks",
         "Granted blocks that lie idle in clients' caches, by size class.",
         "size_class",
-        lambda f: _class_named(f.cached_class_blocks),
+        _cached,
     ),
     Many("slabd_class_slabs", "Slabs by size class.", "size_class", _by_class(lambda c: c.slabs)),
     One("slabd_leases", "Leases held.", lambda f: f.stats.leases),
@@ -145,7 +150,11 @@ COUNTERS: Final = (
         "direction",
         lambda f: f.slab_moves,
     ),
-    One("slabd_lease_requests", "Requests for leases, batches counted once.", lambda f: f.stats.lease_requests),
+    One(
+        "slabd_lease_requests",
+        "Requests for leases that came to the daemon, batches counted once; what clients' caches serve does not.",
+        lambda f: f.stats.lease_requests,
+    ),
     Many(
         "slabd_leases_granted",
         "Leases granted, by the size class of the block.",
@@ -174,7 +183,7 @@ COUNTERS: Final = (
         "Entries read from lanes, by what they say.",
         "op",
         lambda f: f.lane_operations,
-        ("lease", "return", "resize", "share", "open", "close"),
+        tuple(verb.name.lower() for verb in Verb),
     ),
     One("slabd_lane_doorbells", "Times that clients rang for their lanes.", lambda f: f.lane_doorbells),
     One("slabd_cache_hits", "Leases served from clients' own caches, by their count.", lambda f: f.cache_hits),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _HEAD: Final = "| metric | type | labels | meaning |\n|---|---|---|---|\n"
 # Labels whose values are the same everywhere, and so are worth listing. Those of others depend on the configuration.
-_LISTED: Final = frozenset({"state", "direction", "reason", "cause", "result", "level"})
+_LISTED: Final = frozenset({"state", "direction", "reason", "cause", "result", "op", "level"})
 _SUFFIXES: Final = {"counter": "_total", "info": "_info"}
 
 

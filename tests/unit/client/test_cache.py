@@ -735,3 +735,12 @@ def test_details_fit_any_size() -> None:
     """The largest size that a block can have is told from the purpose it is for."""
     assert unpack_detail(1023 << 48 | (1 << 40)) == (1 << 40, 1023)
     assert RING > 64
+
+
+def test_what_was_given_back_is_claimed_no_longer(daemon: HandDaemon) -> None:
+    """What a class has at hand stands in the lane at once, also when others take its room or all is given back."""
+    warm(daemon, 100, 3)
+    (kind,) = daemon.cache._classes
+    assert daemon.cache.lane.words[kind.place] == 3
+    daemon.cache.empty()
+    assert daemon.cache.lane.words[kind.place] == 0
