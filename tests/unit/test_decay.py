@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from slabd_server.core.decay import STEP_BYTES, STEP_RANGES, DecayingExtents
 from slabd_server.core.decay_clock import PAUSE_SECONDS, DecayClock
 from slabd_server.core.engine import Engine
 from slabd_server.core.errors import InvariantBroken, OutOfMemory
+from slabd_server.core.extents import _MIN_IDLE
 from slabd_server.core.heap import Heap
 from slabd_server.core.memory import FixedMemory
 from slabd_server.core.sizes import PAGE, PAGE_SHIFT
@@ -20,19 +22,20 @@ if TYPE_CHECKING:
 
 
 class Recorder(FixedMemory):
-    """Memory that remembers what it was asked for, in pages; `broke` makes the system refuse more."""
+    """Memory that remembers what it was asked for, in pages; `broke` makes the system refuse, `most` what is more."""
 
     def __init__(self) -> None:
         self.given: list[tuple[int, int]] = []
         self.committed: list[tuple[int, int]] = []
         self.broke = False
+        self.most = sys.maxsize
 
     def afford(self, offset: int, size: int) -> None:
         """Nothing is known before it is tried."""
 
     def commit(self, offset: int, size: int) -> None:
         """Remember, or refuse."""
-        if self.broke:
+        if self.broke or size > self.most:
             raise OutOfMemory("the system has no memory")
         self.committed.append((offset >> PAGE_SHIFT, size >> PAGE_SHIFT))
 
@@ -188,6 +191,43 @@ def test_a_run_freed_again_is_as_old_as_its_last_freeing() -> None:
     extents.step()
     assert memory.given == [(3, 5), (0, 3)]
     extents.check()
+
+
+def test_pages_that_could_not_be_committed_are_committed_before_they_are_taken_again() -> None:
+    """Whoever could not commit them says so (`lack`); what has been said of a page goes for the range it is in."""
+    extents, memory = aged()
+    extents.lack(5)
+    assert extents.may_lack(0)
+    assert extents.take(8) == 0
+    assert (memory.committed, extents.may_lack(8)) == ([(0, 8)], True)
+    extents.check()
+
+
+def test_a_slab_takes_whole_short_ranges_first() -> None:
+    """As it does where nothing is given back: a page that lies alone, before a part of thirty."""
+    extents, _ = aged()
+    extents.take(64)
+    extents.give(10, 1)
+    extents.give(20, 30)
+    assert extents.take_up_to(16) == (10, 1)
+
+
+def test_a_slab_makes_do_with_a_page_when_the_system_has_no_more() -> None:
+    """Fewer than it wants at least: one page, and one page only is taken."""
+    extents, memory = aged(periods=2)
+    memory.most = PAGE
+    assert extents.take_up_to(16, 3) == (63, 1)
+    assert (extents.free_pages, memory.committed) == (63, [(63, 1)])
+    extents.check()
+
+
+def test_the_order_is_never_let_go() -> None:
+    """A step may need it at any time, and to make it anew is linear."""
+    extents, _ = aged()
+    order = extents._order
+    for _ in range(3 * _MIN_IDLE):
+        extents.give(extents.take(1), 1)
+    assert extents._order is order is not None
 
 
 def test_a_refused_commit_changes_nothing() -> None:

@@ -98,6 +98,20 @@ def test_every_alignment_is_honoured(base: int, alignment: int, size: int) -> No
     heap.check()
 
 
+@pytest.mark.parametrize("shift", [30, 33, 52, 62])
+def test_an_alignment_can_be_as_large_as_a_layout_can_say(shift: int) -> None:
+    """The first byte has it when the base has; all others wait, or never fit."""
+    heap = Heap(MIB, base=1 << 62)
+    assert heap.grant(100, 1 << shift) == (0, PAGE)
+    with pytest.raises(Fragmented):
+        heap.grant(5000, 1 << shift)
+    heap.free(0)
+    assert heap.grant(5000, 1 << shift) == (0, 8192)
+    heap.check()
+    with pytest.raises(TooLarge):
+        Heap(MIB, base=(1 << 62) + PAGE).grant(1, 1 << shift)
+
+
 @both_kinds
 def test_usable_size_says_what_gets_the_same_block(kind: SizeClasses) -> None:
     """(smallest, largest): granting either gets the class or the pages that `grant` gives."""
@@ -132,13 +146,25 @@ def test_sizes_that_are_none_are_refused(size: Any) -> None:
 @pytest.mark.parametrize("alignment", [0, -1, 3, 4097, MAX_ALIGNMENT * 2, True, 2.0, None])
 @pytest.mark.parametrize("size", [1, 5000])
 def test_alignments_that_are_none_are_refused(size: int, alignment: Any) -> None:
-    """No power of two, above a GiB, not an integer: `InvalidAlignment`, and nothing has changed."""
+    """No power of two, not representable, not an integer: `InvalidAlignment`, and nothing has changed."""
     heap = Heap(32768)
     before = state(heap)
     for call in (heap.grant, heap.usable_size):
         with pytest.raises(InvalidAlignment):
             call(size, alignment)
     assert state(heap) == before
+
+
+@pytest.mark.parametrize(
+    ("size", "alignment"), [(MAX_SIZE, 2), (MAX_SIZE - 4094, PAGE), ((1 << 62) + 1, 1 << 62), (1, MAX_ALIGNMENT)]
+)
+def test_a_size_that_rounded_up_to_its_alignment_is_none_is_refused(size: int, alignment: int) -> None:
+    """As in the seed, where it is no layout: `InvalidSize`. The largest that is one has a usable size."""
+    heap = Heap(32768)
+    for call in (heap.grant, heap.usable_size):
+        with pytest.raises(InvalidSize, match="rounded up to its alignment"):
+            call(size, alignment)
+    assert heap.usable_size(MAX_SIZE + 1 - alignment, alignment)[0] == MAX_SIZE + 1 - alignment
 
 
 @pytest.mark.parametrize(
@@ -167,7 +193,7 @@ def test_unknown_classes_are_refused() -> None:
 def test_what_would_not_fit_an_empty_heap_is_too_large() -> None:
     """Larger than the heap, or than what is left behind the first multiple of the alignment: waiting never helps."""
     heap = Heap(65536, base=4096)
-    for size, alignment in [(65537, 1), (61441, 65536), (1, MAX_ALIGNMENT), (MAX_SIZE, 1)]:
+    for size, alignment in [(65537, 1), (61441, 65536), (1, MAX_ALIGNMENT >> 1), (MAX_SIZE, 1)]:
         with pytest.raises(TooLarge, match=f"asked {size} bytes, alignment {alignment}; the heap has 65536"):
             heap.grant(size, alignment)
     assert heap.grant(4096, 65536).offset == 61440

@@ -488,6 +488,24 @@ def test_what_no_two_slabs_and_pages_between_can_have_is_refused_at_once() -> No
     assert alignments(heap) == [QUANTUM]
 
 
+def test_the_first_byte_has_no_alignment_that_the_base_has_not() -> None:
+    """A run from the first byte on is long enough, and its only place at the alignment is too far behind."""
+    heap = heap_of((PAGE + 2048, 2048), (2 * PAGE, 6 * PAGE), base=PAGE)
+    refused(heap, PAGE + 128, 2 * PAGE)
+    assert heap.grant(PAGE + 128) == (0, PAGE + 128)
+
+
+def test_a_search_of_which_nothing_is_left_has_no_backlog() -> None:
+    """Its indexes may be let go while it is pending; then it begins anew."""
+    heap = gap_over_pages()
+    seeker = Seeker(heap._ground, 1)
+    assert seeker.find(32) >= 0
+    heap._ground.note(0)
+    assert seeker.backlog() == 1
+    heap._ground.crumbs = None
+    assert seeker.backlog() == 0
+
+
 @pytest.mark.parametrize("alignment", [256, PAGE, 2 * PAGE, 1 << 30])
 def test_what_no_run_has_is_at_no_alignment(alignment: int) -> None:
     """One index answers for all of them; so it does where a run is so long that any begin will do."""

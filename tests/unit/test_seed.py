@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.benchmarks.replay import Operation, Replayer, TraceError, read_answers, read_trace, replay
 
-from slabd_server.core.errors import InvalidHeap, OutOfMemory, TooLarge
+from slabd_server.core.errors import InvalidAlignment, InvalidHeap, InvalidSize, OutOfMemory, TooLarge
 from slabd_server.core.heap import Heap
 from slabd_server.core.sizes import PAGE, QUANTUM, SizeClasses, class_sizes
 
@@ -160,6 +160,18 @@ def test_the_same_inputs_are_invalid() -> None:
         refused = {"panic", "bad"} - ({"bad"} if operation.verb == "d" else set())
         if ours in refused or answer.outcome in refused:
             assert ours == answer.outcome, operation
+
+
+def test_a_layout_is_one_where_it_is_in_the_seed() -> None:
+    """`Layout::from_size_align`: a power of two of 64 bits, and a size that rounded up to it is at most 2 ** 63 - 1."""
+    heap = Heap(HEAP_SIZE)
+    for alignment in (1 << shift for shift in range(64)):
+        most = (1 << 63) - alignment
+        assert heap.usable_size(most, alignment)[0] == most
+        with pytest.raises(InvalidSize):
+            heap.usable_size(most + 1, alignment)
+    with pytest.raises(InvalidAlignment):
+        heap.usable_size(0, 1 << 64)
 
 
 # -- where we differ on purpose

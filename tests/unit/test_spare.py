@@ -156,3 +156,11 @@ def test_tables_are_looked_at_once_in_a_few_changes(monkeypatch: pytest.MonkeyPa
     for _ in range(5 * EACH_PART):
         heap.free(heap.grant(2 * PAGE).offset)
     assert len(looks) == 10
+
+
+def test_the_smallest_heap_is_tidied_too() -> None:
+    """Once for every so many changes, though its tables have one part."""
+    heap = Heap(32768)
+    for _ in range(5 * EACH_PART):
+        heap.free(heap.grant(5000).offset)
+    assert heap._extents._turn == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 
@@ -54,6 +55,31 @@ def test_only_the_oldest_are_put_away_and_only_when_there_are_many(monkeypatch: 
     assert tags.oldest() == []
     tags.pages[500], tags.starts[501] = 1, 500
     assert tags.oldest() == [*range(0, 128, 2)]
+
+
+def sizes_of(tags: Tags) -> list[int]:
+    """The bytes of each table, two at hand and two put away."""
+    tables = [tags.pages, tags.starts, *tags._away_pages.parts, *tags._away_starts.parts]
+    return [sys.getsizeof(table) for table in tables]
+
+
+def test_tidying_gives_up_the_room_of_ranges_that_are_gone() -> None:
+    """In one of the two tables at hand at a time, and in those that are put away."""
+    tags = Tags(64)  # so few pages that what is put away is in one part
+    for start in range(0, 20_000, 2):
+        tags.pages[start], tags.starts[start + 1] = 1, start
+    for start in range(0, 20_000, 2):
+        tags.put_away(start)
+    for start in range(2, 20_000, 2):
+        tags.take_out(start)
+    for start in range(4, 20_000, 2):
+        del tags.pages[start], tags.starts[start + 1]
+    assert min(sizes_of(tags)) > 60_000
+    tags.tidy()
+    tags.tidy()
+    assert max(sizes_of(tags)) < 1000
+    assert dict(tags) == {0: 1, 2: 1}
+    tags.check()
 
 
 @pytest.mark.parametrize("damage", ["pages", "starts", "away", "twice"])

@@ -23,7 +23,7 @@ PAGE_SHIFT: Final = 12
 PAGE: Final = 1 << PAGE_SHIFT
 MIN_HEAP: Final = 0x8000  # 32 KiB, and the granularity of a heap's size: the seed's MIN_HEAP_SIZE
 MAX_SIZE: Final = (1 << 63) - 1  # what a layout can express, there as here
-MAX_ALIGNMENT: Final = 1 << 30  # the largest page any machine maps; larger alignments are refused
+MAX_ALIGNMENT: Final = 1 << 63  # likewise
 MIN_CLASS: Final = 64
 MAX_CLASS: Final = PAGE
 MAX_SLAB_PAGES: Final = 16
@@ -121,3 +121,5 @@ def require_layout(size: int, alignment: int) -> None:
         raise InvalidAlignment(f"an alignment is a power of two, not {alignment}")
     if alignment > MAX_ALIGNMENT:
         raise InvalidAlignment(f"an alignment is at most {MAX_ALIGNMENT}, not {alignment}")
+    if size > MAX_SIZE - (alignment - 1):
+        raise InvalidSize(f"a size rounded up to its alignment is at most {MAX_SIZE}, not {size} at {alignment}")
