@@ -73,6 +73,8 @@ def count(lane: Lane, tallies: Tallies, now: float) -> None:
 
 def described(lane: Lane, info: LeaseInfo, now: float) -> LeaseInfo:
     """Add what its client says of a block: what for, how much of it, since when, or that it is not in use."""
+    if lane.untaken() and info.block.ref in lane.waiting and info.state is BlockState.LEASED:
+        return replace(info, state=BlockState.CACHED, label="", call_site="")
     state, size, _, since = lane.segment.usage(info.block.ref.slot)
     if state == State.CACHED and info.state is BlockState.LEASED:
         return replace(info, state=BlockState.CACHED, label="", call_site="", age=_age(now, since, info))

@@ -241,10 +241,10 @@ class LaneSegment:
 
     def claimed_classes(self) -> list[tuple[int, int]]:
         """Return the same by size of the blocks: the size, and how many."""
-        counts = self._words[_COUNTS].tolist()
+        counts = list(self._words[_COUNTS])
         if not any(counts):
             return []
-        return [(size, count) for size, count in zip(self._words[_SIZES].tolist(), counts, strict=True) if count]
+        return [(size, count) for size, count in zip(list(self._words[_SIZES]), counts, strict=True) if count]
 
     @property
     def is_closed(self) -> bool:

@@ -22,7 +22,8 @@ class Lane:
 
     `reading` while it is being read, which it is not a second time meanwhile; `blocked` when what was posted could not
     all be read the last time; `patience` for opens that nobody seems to have promised. `granted` are the blocks whose
-    completions the client may not have taken yet. `hits` and `misses` are as many as have been counted, and when.
+    completions the client may not have taken yet, `waiting` their names. `hits` and `misses` are as many as have been
+    counted, and when.
     """
 
     session: SessionId
@@ -36,6 +37,7 @@ class Lane:
     blocked: bool = False
     patience: int = 0
     granted: deque[tuple[int, BlockRef, int]] = field(default_factory=deque)
+    waiting: set[BlockRef] = field(default_factory=set)
     hits: int = 0
     misses: int = 0
     counted_at: float = 0.0
@@ -44,7 +46,7 @@ class Lane:
         """Return the completions that the client has not taken from the ring: number, block and size."""
         taken = self.segment.completions_taken
         while self.granted and self.granted[0][0] <= taken:
-            self.granted.popleft()
+            self.waiting.discard(self.granted.popleft()[1])
         return list(self.granted)
 
     def close(self) -> None:
@@ -58,6 +60,7 @@ class Lane:
         entry = Completion(answer, request, left, *block.ref, offset=block.offset, size=block.size, min_size=min_size)
         self.segment.complete(entry)
         self.granted.append((self.segment.completed, block.ref, block.size))
+        self.waiting.add(block.ref)
 
     def cached(self, claimed: list[tuple[int, int]] | None = None) -> tuple[int, int]:
         """Return how many bytes, in how many blocks, a client does not use: what it says, and what it has not taken."""

@@ -323,7 +323,9 @@ def test_what_can_be_recalled_counts_as_available() -> None:
     books = session.books
     books.claim(session, 64, 1)
     assert (books.used_bytes, books.available_bytes, books.cached_bytes) == (64, MIB - 64, 64)
+    assert books.requested_in_use_bytes == (64 + 50) // 2
     books.claim(session, MIB, 1000)
+    assert books.requested_in_use_bytes == 0
     assert (books.used_bytes, session.cached_blocks) == (0, 2)
     world.check()
 

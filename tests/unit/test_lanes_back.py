@@ -9,6 +9,7 @@ import pytest_asyncio
 from tests.fixtures.lanes import Hand, LaneWorld, name
 
 from slabd_proto.lane import Answer, State, Verb, Word, closed_word, open_word
+from slabd_server.core import inspection
 from slabd_server.core.errors import OutOfMemory
 from slabd_server.core.ledger import Flag
 from slabd_server.core.records import BlockState, SlotId
@@ -123,6 +124,8 @@ async def test_what_is_back_and_not_noticed_yet_is_recalled(world: LaneWorld) ->
     read(world, reader, block)
     world.lanes.look()
     assert world.heap.books.cached_bytes == block.size
+    ((info,), _) = inspection.leases(world.engine, "", 0, 100, world.now)
+    assert world.lanes.described(info, world.now).state is BlockState.CACHED
     world.lease(world.session(), MIB)
     assert world.blocks() == 1
 

@@ -142,6 +142,12 @@ class Books:
         """Bytes of blocks that sessions lease and do not use, as they said when they were asked last."""
         return min(self.claimed_bytes, self.state_bytes[BlockState.LEASED])
 
+    @property
+    def requested_in_use_bytes(self) -> int:
+        """Bytes that were asked for, of blocks that somebody uses; of cached ones, as much is left out as they are."""
+        granted = self.allocator.used_bytes
+        return self.requested_bytes * self.used_bytes // granted if granted else 0
+
     def claim(self, account: Account, cached_bytes: int, cached_blocks: int) -> None:
         """Note what a session says it does not use of its leases. It is bounded by what it has."""
         cached_bytes, cached_blocks = min(cached_bytes, account.owned_bytes), min(cached_blocks, len(account.owned))

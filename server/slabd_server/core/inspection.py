@@ -35,7 +35,7 @@ def heap_stats(served: ServedHeap, now: float) -> HeapStats:
         quarantined_bytes=books.state_bytes[BlockState.QUARANTINED],
         free_bytes=allocator.free_bytes,
         slab_free_bytes=allocator.slab_free_bytes,
-        requested_bytes=books.requested_bytes,
+        requested_bytes=books.requested_in_use_bytes,
         largest_free_block_bytes=allocator.largest_free_block_bytes,
         used_peak_bytes=books.used_peak_bytes,
         leases=books.leases - books.claimed_blocks,

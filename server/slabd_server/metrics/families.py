@@ -91,7 +91,7 @@ GAUGES: Final = (
     ),
     One(
         "slabd_requested_bytes",
-        "Bytes the granted blocks were asked for; what they have more is rounding.",
+        "Bytes that blocks in use were asked for; what they have more is rounding.",
         lambda f: f.stats.requested_bytes,
     ),
     One(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from slabd_proto.v1 import admin_pb2
+
 if TYPE_CHECKING:
     from slabd.ctl.connection import Connection
     from slabd.ctl.demo.children import Child
@@ -51,7 +53,7 @@ class Killed:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Which blocks a process alone has open, and which others there are."""
+    """Which blocks a process alone has open, and which others are in use."""
 
     blocks: frozenset[tuple[int, int]]
     held_bytes: int
@@ -104,7 +106,7 @@ def _held_by(connection: Connection, pid: int) -> _Held:
         if openers and openers <= sessions and not lease.session_id and not lease.pending_opens:
             mine.add(name)
             held_bytes += lease.block.size
-        else:
+        elif lease.state != admin_pb2.BLOCK_STATE_CACHED:  # those come and go as others are done with them
             others.add(name)
     return _Held(frozenset(mine), held_bytes, frozenset(others))
 
