@@ -30,14 +30,11 @@ _HITS_PER_SECOND: Final = 20_000_000
 SLICE: Final = 16
 
 
-def note_claims(engine: Engine, lanes: Iterable[Lane], now: float) -> None:
-    """Note for all heaps what their clients say they have cached, and how often that was of use."""
-    for _ in noting_claims(engine, lanes, now):
-        pass
+def note_claims(engine: Engine, lanes: Iterable[Lane], now: float) -> Iterator[None]:
+    """Note for all heaps what their clients say they have cached, and how often that was of use.
 
-
-def noting_claims(engine: Engine, lanes: Iterable[Lane], now: float) -> Iterator[None]:
-    """Do the same in steps, between which anything may happen."""
+    In steps, between which anything may happen.
+    """
     by_class: dict[str, dict[int, int]] = {name: {} for name in engine.heaps}
     for number, lane in enumerate(tuple(lanes), 1):
         if number % SLICE == 0:
@@ -73,7 +70,7 @@ def count(lane: Lane, tallies: Tallies, now: float) -> None:
 
 def described(lane: Lane, info: LeaseInfo, now: float) -> LeaseInfo:
     """Add what its client says of a block: what for, how much of it, since when, or that it is not in use."""
-    if lane.untaken() and info.block.ref in lane.waiting and info.state is BlockState.LEASED:
+    if info.state is BlockState.LEASED and lane.is_untaken(info.block.ref):
         return replace(info, state=BlockState.CACHED, label="", call_site="")
     state, size, _, since = lane.segment.usage(info.block.ref.slot)
     if state == State.CACHED and info.state is BlockState.LEASED:

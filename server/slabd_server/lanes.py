@@ -177,8 +177,8 @@ class Lanes:
 
     def look(self) -> None:
         """Do what everybody has posted, and note what they say they have cached."""
-        self._perform(self._lanes.values())
-        claims.note_claims(self._engine, self._lanes.values(), self._dispatcher.now())
+        for _ in self.looking():
+            pass
 
     def looking(self) -> Iterator[None]:
         """Do the same in steps, between which anything may happen: a scrape holds nobody up for all the lanes."""
@@ -186,7 +186,7 @@ class Lanes:
         for first in range(0, len(lanes), claims.SLICE):
             self._perform([lane for lane in lanes[first : first + claims.SLICE] if not lane.segment.is_closed])
             yield
-        yield from claims.noting_claims(self._engine, lanes, self._dispatcher.now())
+        yield from claims.note_claims(self._engine, lanes, self._dispatcher.now())
 
     def read_heap_of(self, session: SessionId) -> None:
         """Do what everybody has posted who has a lane to the heap of this session."""
@@ -317,7 +317,7 @@ class Lanes:
                 break
             wanted -= 1
             if len(lane.granted) >= RING:
-                lane.untaken()
+                lane.forget_taken()
             lane.grant(Answer.GRANTED, block, request=number, left=wanted, min_size=low)
             if first:
                 lane.ring()
@@ -432,8 +432,7 @@ class Lanes:
         session, segment = self._engine.sessions.find(lane.session), lane.segment
         if session is None or lane.broken or now - wish.since > _BACK_SECONDS or segment.room < RING // 2:
             return
-        untaken = lane.untaken()
-        if len(untaken) >= _BACK_MAX:
+        if len(lane.untaken()) >= _BACK_MAX:
             return
         block = self._posts.have_back(session, ref, sequence=segment.taken, now=now)
         if block is not None:

@@ -44,10 +44,19 @@ class Lane:
 
     def untaken(self) -> list[tuple[int, BlockRef, int]]:
         """Return the completions that the client has not taken from the ring: number, block and size."""
+        self.forget_taken()
+        return list(self.granted)
+
+    def is_untaken(self, ref: BlockRef) -> bool:
+        """Whether the client may not have taken a block's completion from the ring."""
+        self.forget_taken()
+        return ref in self.waiting
+
+    def forget_taken(self) -> None:
+        """Keep in mind only what the client has not taken."""
         taken = self.segment.completions_taken
         while self.granted and self.granted[0][0] <= taken:
             self.waiting.discard(self.granted.popleft()[1])
-        return list(self.granted)
 
     def close(self) -> None:
         """Give it up."""

@@ -7,8 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fixtures.daemons import DaemonProcess, eventually
-from tests.integration.test_lane import cached, calls
+from tests.fixtures.daemons import DaemonProcess, eventually, soiled
 
 import slabd
 
@@ -21,12 +20,9 @@ FRAME = 6 * MIB
 
 @pytest.fixture
 def daemon() -> Iterator[DaemonProcess]:
-    """A daemon that clears between sessions, of a heap of 128 MiB in which somebody has left something everywhere."""
-    with DaemonProcess("--clear", "sessions", heap_size="128MiB") as made:
-        with slabd.connect(made.address) as pool, pool.lease(128 * MIB) as lease:
-            lease.view[:: MIB // 4] = b"\x07" * 512
+    """A daemon of a heap of 128 MiB, which clears what somebody has left everywhere in it."""
+    with soiled(128 * MIB) as made:
         yield made
-        made.check()
 
 
 def hand_off(maker: slabd.Pool, reader: slabd.Pool, number: int) -> slabd.Handle:
@@ -45,13 +41,13 @@ def test_what_had_to_be_cleared_first_is_at_hand_afterwards(daemon: DaemonProces
         with pool.lease(FRAME) as lease:
             assert not any(lease.view[:: MIB // 4])
             first = lease.offset
-        before = calls(daemon)
+        before = daemon.calls()
         assert before["Lease"] > 0
         for _ in range(100):
             with pool.lease(FRAME) as lease:
                 assert lease.offset == first
-        assert calls(daemon) == before
-        assert cached(daemon) >= FRAME
+        assert daemon.calls() == before
+        assert daemon.cached >= FRAME
 
 
 def test_what_is_kept_so_is_recalled(daemon: DaemonProcess) -> None:
@@ -60,7 +56,7 @@ def test_what_is_kept_so_is_recalled(daemon: DaemonProcess) -> None:
         keeper.lease(FRAME).release()
         assert daemon.stats().available_bytes == 128 * MIB
         with other.lease(128 * MIB):
-            assert cached(daemon) == 0
+            assert daemon.cached == 0
         with keeper.lease(FRAME) as lease:
             assert not any(lease.view[:: MIB // 4])
 
@@ -84,11 +80,11 @@ def test_frames_come_back(daemon: DaemonProcess) -> None:
         for number in range(3):
             hand_off(maker, reader, number)
             daemon.stats()  # which reads all lanes
-        before, misses = calls(daemon), maker._cache.misses
+        before, misses = daemon.calls(), maker._cache.misses
         for number in range(50):
             hand_off(maker, reader, number)
             daemon.stats()
-        assert (calls(daemon), maker._cache.misses) == (before, misses)
+        assert (daemon.calls(), maker._cache.misses) == (before, misses)
     eventually(lambda: daemon.used == 0)
 
 

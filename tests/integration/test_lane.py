@@ -8,7 +8,6 @@ import re
 import sys
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,27 +31,9 @@ MIB = 1 << 20
 LEASED, CACHED, SHARED = admin_pb2.BLOCK_STATE_LEASED, admin_pb2.BLOCK_STATE_CACHED, admin_pb2.BLOCK_STATE_SHARED
 
 
-def calls(daemon: DaemonProcess) -> dict[str, int]:
-    """Return how many gRPC calls of clients the daemon has taken, by its own counters."""
-    with urllib.request.urlopen(f"http://{daemon.status().metrics_address}/metrics", timeout=PATIENCE_SECONDS) as page:
-        text = page.read().decode()
-    found = re.findall(
-        r'^grpc_server_started_total\{grpc_method="(\w+)",grpc_service="slabd.v1.PoolService".*\} (.*)$',
-        text,
-        re.MULTILINE,
-    )
-    assert found, text
-    return {method: int(float(number)) for method, number in found if method != "GetStats"}
-
-
 def states(daemon: DaemonProcess) -> list[int]:
     """Return the states of all blocks, in order."""
     return sorted(lease.state for lease in daemon.leases())
-
-
-def cached(daemon: DaemonProcess) -> int:
-    """Return how many bytes clients keep in their caches."""
-    return int(daemon.stats().states.cached)
 
 
 def warm_up(pool: slabd.Pool, *sizes: int, count: int = 1) -> None:
@@ -71,11 +52,11 @@ def test_a_steady_state_makes_no_calls(daemon: DaemonProcess) -> None:
     sizes = (64, 1000, 4096, 5000, 100_000)
     with slabd.connect(daemon.address) as pool:
         warm_up(pool, *sizes)
-        before = calls(daemon)
+        before = daemon.calls()
         for turn in range(10_000):
             with pool.lease(sizes[turn % len(sizes)], label="steady") as lease:
                 lease.view[:1] = b"x"
-        assert calls(daemon) == before
+        assert daemon.calls() == before
         assert pool._cache is not None
         assert daemon.used == 0
 
@@ -95,24 +76,24 @@ def test_a_hit_wakes_nobody(daemon: DaemonProcess) -> None:
 def test_misses_make_no_calls(daemon: DaemonProcess) -> None:
     """A lease that is not at hand is asked for over the lane: also with nothing kept, no gRPC call is made."""
     with slabd.connect(daemon.address, cache_bytes=0) as pool:
-        before = calls(daemon)
+        before = daemon.calls()
         for _ in range(200):
             pool.lease(1000).release()
-        assert calls(daemon) == before
+        assert daemon.calls() == before
 
 
 def test_a_hand_off_makes_no_calls(daemon: DaemonProcess) -> None:
     """Sharing, opening and closing cost no gRPC call, on either side."""
     with slabd.connect(daemon.address) as maker, slabd.connect(daemon.address, read_only=True) as reader:
         warm_up(maker, 1000)
-        before = calls(daemon)
+        before = daemon.calls()
         for turn in range(500):
             with maker.lease(1000) as lease:
                 lease.view[:2] = turn.to_bytes(2, "little")
                 handle = lease.share()
             with reader.open(handle) as ref:
                 assert bytes(ref.view[:2]) == turn.to_bytes(2, "little")
-        assert calls(daemon) == before
+        assert daemon.calls() == before
     eventually(lambda: daemon.used == 0)
 
 
@@ -122,13 +103,13 @@ def test_blocks_of_any_size_hit(size: int) -> None:
     with DaemonProcess(heap_size="64MiB") as daemon, slabd.connect(daemon.address) as pool:
         warm_up(pool, size)
         assert pool._cache is not None
-        before, misses = calls(daemon), pool._cache.misses
+        before, misses = daemon.calls(), pool._cache.misses
         offsets = set()
         for _ in range(100):
             with pool.lease(size) as lease:
                 lease.view[-1:] = b"x"
                 offsets.add(lease.offset)
-        assert (calls(daemon), pool._cache.misses, len(offsets)) == (before, misses, 1)
+        assert (daemon.calls(), pool._cache.misses, len(offsets)) == (before, misses, 1)
         daemon.check()
 
 
@@ -157,10 +138,10 @@ def test_any_kind_of_integer_hits(daemon: DaemonProcess) -> None:
 def test_without_a_lane(daemon: DaemonProcess) -> None:
     """With `lane=False` each lease is a call, and nothing is kept."""
     with slabd.connect(daemon.address, lane=False) as pool:
-        before = calls(daemon)
+        before = daemon.calls()
         for _ in range(5):
             pool.lease(1000).release()
-        after = calls(daemon)
+        after = daemon.calls()
         assert (after["Lease"] - before["Lease"], after["Release"] - before["Release"]) == (5, 5)
         assert not daemon.leases()
 
@@ -170,14 +151,14 @@ def test_without_a_cache(daemon: DaemonProcess) -> None:
     with slabd.connect(daemon.address, cache_bytes=0) as pool:
         warm_up(pool, 64, 5000, MIB, count=3)
         daemon.stats()  # what was posted before is read
-        assert (daemon.leases(), cached(daemon)) == ([], 0)
+        assert (daemon.leases(), daemon.cached) == ([], 0)
 
 
 def test_a_cache_within_its_bounds(daemon: DaemonProcess) -> None:
     """However many sizes are leased, no more is kept than was allowed."""
     with slabd.connect(daemon.address, cache_bytes=200_000) as pool:
         warm_up(pool, 64, 1000, 5000, 20_000, 60_000, 150_000, count=5)
-        assert 0 < cached(daemon) <= 200_000
+        assert 0 < daemon.cached <= 200_000
         assert sum(lease.block.size for lease in daemon.leases()) <= 200_000
 
 
@@ -186,10 +167,10 @@ def test_a_read_only_pool_opens_without_asking(daemon: DaemonProcess) -> None:
     with slabd.connect(daemon.address) as pool, slabd.connect(daemon.address, read_only=True) as reader:
         lease = pool.lease(5)
         lease.view[:] = b"hello"
-        before = calls(daemon)
+        before = daemon.calls()
         with reader.open(lease.share()) as ref:
             assert (bytes(ref.view), ref.view.readonly) == (b"hello", True)
-        assert calls(daemon) == before
+        assert daemon.calls() == before
         for _ in range(2):
             with pytest.raises(slabd.ReadOnly):
                 reader.lease(64)
@@ -215,12 +196,9 @@ def test_cached_bytes_are_available(daemon: DaemonProcess) -> None:
 
 def test_a_scrape_asks_the_lanes(daemon: DaemonProcess) -> None:
     """What is cached, by state and by class, and how often that was of use, is as new as the scrape itself."""
-    address = daemon.status().metrics_address
 
     def sample(name: str) -> float:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as page:
-            text = page.read().decode()
-        (value,) = re.findall(rf"^{re.escape(name)} (.*)$", text, re.MULTILINE)
+        (value,) = re.findall(rf"^{re.escape(name)} (.*)$", daemon.scrape(), re.MULTILINE)
         return float(value)
 
     with slabd.connect(daemon.address) as pool:
@@ -239,9 +217,9 @@ def test_who_holds_what_without_being_told(daemon: DaemonProcess, capsys: pytest
     """`slabctl leases` shows label, requested size and line of code of blocks that the daemon was never told about."""
     with slabd.connect(daemon.address) as pool:
         warm_up(pool, 1000, count=3)
-        before = calls(daemon)
+        before = daemon.calls()
         first, second = pool.lease(900, label="camera 1"), pool.lease(1000, label="camera 2", call_site="rig.py:7")
-        assert calls(daemon) == before
+        assert daemon.calls() == before
         listed = {lease.block.offset: lease for lease in daemon.leases()}
         one, two = listed[first.offset], listed[second.offset]
         assert (one.state, one.label, one.block.requested_size) == (LEASED, "camera 1", 900)
@@ -282,7 +260,7 @@ def test_an_idle_cache_decays(daemon: DaemonProcess) -> None:
     with slabd.connect(daemon.address) as pool:
         kept = pool.lease(3000)
         warm_up(pool, 100_000, 1000, count=4)
-        assert cached(daemon)
+        assert daemon.cached
         eventually(lambda: len(daemon.leases()) == 1, "the cache is empty")
         assert daemon.used == kept.usable_size
         kept.release()
@@ -303,7 +281,7 @@ class Crowd:
         """Have every client keep as much as it may."""
         for client in self.clients:
             client.do("fill_cache", 300 * KIB, 4 * KIB, 20 * KIB, 40 * KIB, 90 * KIB)
-        assert cached(self.daemon) > 2 * MIB
+        assert self.daemon.cached > 2 * MIB
         assert all(session.cached_bytes for session in self.daemon.sessions())
         assert self.daemon.used == 0
 
@@ -410,7 +388,7 @@ def test_a_daemon_stops_though_caches_are_full() -> None:
     """SIGTERM ends a daemon as soon as nothing is in use, whatever its clients have cached."""
     with DaemonProcess("--drain-seconds", "3600") as daemon, slabd.connect(daemon.address) as pool:
         warm_up(pool, 1000, 100_000, count=4)
-        assert cached(daemon)
+        assert daemon.cached
         assert daemon.terminate() == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,21 +41,15 @@ def prometheus(daemon: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) 
             yield running
 
 
-def scraped(daemon: DaemonProcess) -> str:
-    """Return what Prometheus gets."""
-    with urllib.request.urlopen(f"http://{daemon.status().metrics_address}/metrics") as answer:
-        return bytes(answer.read()).decode()
-
-
 def test_promtool_finds_nothing_to_blame(daemon: DaemonProcess) -> None:
     """Names, types, help and units are as Prometheus wants them."""
-    assert promtool("check", "metrics", text=scraped(daemon)) == (0, "")
+    assert promtool("check", "metrics", text=daemon.scrape()) == (0, "")
 
 
 def test_a_busy_daemon_exports_what_an_empty_one_does(daemon: DaemonProcess, prometheus: Prometheus) -> None:
     """So what is held against an empty one's series is held against everybody's."""
     assert prometheus.query("up")
-    names = {line.split("{")[0].split(" ")[0] for line in scraped(daemon).splitlines() if not line.startswith("#")}
+    names = {line.split("{")[0].split(" ")[0] for line in daemon.scrape().splitlines() if not line.startswith("#")}
     assert names == set(series())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually
+from tests.fixtures.daemons import PATIENCE_SECONDS, DaemonProcess, eventually, soiled
 from tests.fixtures.puppets import Puppet
 
 import slabd
@@ -22,13 +22,9 @@ LARGE = 192 * MIB
 
 @pytest.fixture
 def clearing() -> Iterator[DaemonProcess]:
-    """A daemon that clears between sessions, of a heap in which somebody has left something everywhere."""
-    with DaemonProcess("--clear", "sessions", heap_size="256MiB") as daemon:
-        with slabd.connect(daemon.address) as pool, pool.lease(256 * MIB) as lease:
-            lease.view[:: MIB // 4] = b"\x07" * 1024
+    """A daemon of a heap of 256 MiB, which clears what somebody has left everywhere in it."""
+    with soiled(256 * MIB) as daemon:
         yield daemon
-        if daemon.process.poll() is None:
-            daemon.check()
 
 
 def open_session(daemon: DaemonProcess) -> pool_pb2.SessionKey:

@@ -329,10 +329,12 @@ class Books:
 
     def resize(self, slot: SlotId, requested_size: int) -> None:
         """Note how many bytes of a granted block its owner asks for now; bounded by what the block has."""
-        record = self.ledger.get(slot)
+        self.ledger.update(slot, self._resized(self.ledger.get(slot), requested_size))
+
+    def _resized(self, record: Record, requested_size: int) -> Record:
         changed = record._replace(c=min(max(requested_size, 1), record.b))
         self.requested_bytes += changed.c - record.c
-        self.ledger.update(slot, changed)
+        return changed
 
     # -- pending opens and holds
 
@@ -344,9 +346,9 @@ class Books:
         Call `settle` when that may have been the last keeper.
         """
         record = self.ledger.get(slot)
-        size = record.c if requested_size is None else min(max(requested_size, 1), record.b)
-        self.requested_bytes += size - record.c
-        record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence, c=size))
+        if requested_size is not None:
+            record = self._resized(record, requested_size)
+        record = self.ledger.update(slot, record._replace(pending=opens, flags=flags, sequence=sequence))
         self._restate(slot, record)
 
     def hold(self, account: Account, slot: SlotId, *, sequence: int, now: float) -> None:
@@ -386,7 +388,7 @@ class Books:
         return self._settle(slot, self.ledger.get(slot), actor=actor, sequence=sequence)
 
     def _settle(self, slot: SlotId, record: Record, *, actor: SessionId, sequence: int) -> int:
-        if record.session or record.pending or slot in self.holds:
+        if self._is_kept(slot, record):
             self._restate(slot, record)
             return 0
         self.gates.close(slot, record.generation)
@@ -397,13 +399,16 @@ class Books:
         self.orphans.remove(slot)
         return self._free(slot, record, actor=actor, sequence=sequence)
 
+    def _is_kept(self, slot: SlotId, record: Record) -> bool:
+        return bool(record.session or record.pending or slot in self.holds)
+
     def sweep(self, slots: Iterable[SlotId]) -> None:
         """Free those of these CLOSING blocks that nobody keeps, now that nobody else can come."""
         for slot in slots:
             if slot in self.closing:
                 del self.closing[slot]
                 record = self.ledger.get(slot)
-                if record.session or record.pending or slot in self.holds:
+                if self._is_kept(slot, record):
                     self._restate(slot, record)
                 else:
                     self.orphans.remove(slot)
@@ -419,9 +424,7 @@ class Books:
         """
         slot = ref.slot
         record = self.ledger.get(slot)
-        if slot not in self.closing or record.generation != ref.generation:
-            return None
-        if record.session or record.pending or slot in self.holds:
+        if slot not in self.closing or record.generation != ref.generation or self._is_kept(slot, record):
             return None
         record = self.ledger.reissue(
             slot, Record(Kind.BLOCK, Flag.LANE, 0, 0, record.a, record.b, record.c, account.id, sequence, now)
