@@ -10,7 +10,8 @@ Rules:
 1. A cached block has no view but its root, which keeps its anchor (slabd.mapping) alive.
 2. CACHED is written before a block is put on its stack, IN_USE after it was taken off. A block that was taken off is
    used only if, after that, the daemon was not recalling and the block's generation was still its own. The daemon
-   recalls what it finds CACHED: it need not ask, and a process that is stopped or busy keeps nobody waiting.
+   recalls what it finds CACHED: it need not ask, and a process that is stopped or busy keeps nobody waiting. So CACHED
+   is never written about a slot that may be another lease's by now: an answer may be older than what came by gRPC.
 3. Whoever lets go of a block has won `Holding.end_cycle`, so two who release at once are one who does.
 4. An interrupt anywhere loses no block: one that is on no stack and in nobody's hands dies, and its anchor's death is
    noticed (slabd.holding); one that was granted and not taken yet is still in the ring.
@@ -243,8 +244,11 @@ class Cache:
         kind = holding.kind
         if kind is not None:
             self._words[kind.place] = len(kind.stack)
+        self._note_dropped(holding.usable_size)
+
+    def _note_dropped(self, size: int) -> None:
         with self.lane.lock:
-            self._words[_DROPPED_BYTES] += holding.usable_size
+            self._words[_DROPPED_BYTES] += size
             self._words[_DROPPED_BLOCKS] += 1
 
     def _wait_for_peace(self) -> bool:
@@ -383,6 +387,9 @@ class Cache:
     def _adopt(self, entry: Completion, serial: int, size: int, alignment: int, *, spare: bool) -> None:
         """Put a granted block on its stack, unless it is a spare one for which there is no room."""
         slot = entry.slot
+        if self._generations[slot] != open_word(entry.generation):  # recalled before it was noticed here
+            self._note_dropped(entry.size)
+            return
         kind = self._classes.having(entry.min_size or entry.size, entry.size, alignment)
         full = spare and kind is not None and len(kind.stack) >= kind.cap and not self._classes.may_keep_more(kind)
         if kind is None or full or not self.lane.reach(slot):
@@ -586,6 +593,13 @@ class Cache:
 
         So it is with one that could not be granted over the lane, because it had to be made ready first.
         """
+        with self._taking_in:
+            # An answer about a former block of this slot may be half taken in by a call that the garbage collector has
+            # interrupted in this thread.
+            if not self._collecting:
+                self._let_keep(holding, alignment)
+
+    def _let_keep(self, holding: Holding, alignment: int) -> None:
         slot, size = holding.slot, holding.size
         anchor = holding.record()
         if self._stopped or anchor is None or holding.usable_size > self._classes.limit or not self.lane.reach(slot):

@@ -423,5 +423,5 @@ def test_a_daemon_that_dies_is_exit_code_3(start: Start) -> None:
     process = start("--workers", "2")
     os.kill(under_way(process)[0], signal.SIGKILL)
     _, err = process.communicate()
-    assert process.returncode == ExitCode.UNREACHABLE
     assert err.startswith("slabctl: the private daemon has ended; its log ends with: ")
+    assert process.returncode == ExitCode.UNREACHABLE

@@ -465,6 +465,49 @@ def test_a_stale_block_does_not_mark_its_slots_next_one(daemon: HandDaemon) -> N
     assert daemon.state(slot) is State.CACHED
 
 
+def test_an_answer_that_is_out_of_date_does_not_mark_its_slots_next_block(daemon: HandDaemon) -> None:
+    """A block that was recalled before it was noticed is forgotten, and its slot's next one stays in use."""
+    assert daemon.cache.ask(100, 1)
+    daemon.read()
+    (slot,) = daemon.owned
+    daemon.free(slot)
+    holding = daemon.lease_by_grpc(100)
+    assert holding.slot == slot
+    daemon.cache.collect()
+    assert daemon.state(slot) is State.IN_USE
+    assert daemon.recall() == []
+    assert (daemon.word(Word.DROPPED_BLOCKS), daemon.word(Word.DROPPED_BYTES)) == (1, 128)
+    assert len(daemon.holdings) == 1
+    daemon.balances(in_use=1)
+
+
+def test_an_answer_gets_out_of_date_while_it_is_taken_in(daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's block that came by gRPC is not marked as cached in the middle of it."""
+    assert daemon.cache.ask(100, 1)
+    daemon.read()
+    (slot,) = daemon.owned
+    got: list[Holding] = []
+    reach = daemon.lane.reach
+
+    def recalled_now(reached: int) -> bool:
+        monkeypatch.undo()
+        daemon.free(slot)
+        other = threading.Thread(target=lambda: got.append(daemon.lease_by_grpc(100)))
+        other.start()
+        other.join(0.2)  # in vain, if it waits for its turn
+        others.append(other)
+        return reach(reached)
+
+    others: list[threading.Thread] = []
+    monkeypatch.setattr(daemon.lane, "reach", recalled_now)
+    daemon.cache.collect()
+    others[0].join()
+    assert got[0].slot == slot
+    assert daemon.state(slot) is State.IN_USE
+    assert daemon.recall() == []
+    daemon.balances(in_use=1)
+
+
 def test_what_is_idle_goes_back(daemon: HandDaemon) -> None:
     """A tick returns what was not used for so long, the oldest first, and leaves what is in use."""
     warm(daemon, 100, 4)

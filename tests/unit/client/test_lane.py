@@ -249,6 +249,7 @@ def test_without_memory_a_block_goes_back(daemon: HandDaemon, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
+    daemon.table.open(1, 1)  # the daemon has memory
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert daemon.cache.get(100, 1, "", None, None) is None
     daemon.read()

@@ -20,7 +20,7 @@ from slabd.ctl.bench.peers import echo
 from slabd.ctl.bench.processes import Child, ChildFailed, PeerFailed, end_all
 from slabd.ctl.connection import Connection
 from slabd.ctl.interrupts import uninterrupted
-from slabd.errors import DaemonUnavailable
+from slabd.ctl.last_words import gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from slabd.ctl.bench.options import BenchOptions
     from slabd.ctl.bench.progress import Display
 
-_LOG_LINES: Final = 3
 _NAMED: Final = Path("/dev/shm")  # noqa: S108  # where the kernel has named shared memory
 
 
@@ -97,10 +96,9 @@ def set_stage(options: BenchOptions, display: Display) -> Iterator[Stage]:
         try:
             yield stage
         except (ChildFailed, PeerFailed, OSError) as error:
-            if daemon.running:
+            if (end := gone(daemon)) is None:
                 raise
-            log = " | ".join(daemon.log().strip().splitlines()[-_LOG_LINES:])
-            raise DaemonUnavailable(f"the private daemon has ended; its log ends with: {log}") from error
+            raise end from error
 
 
 def _clear(scratch: str, prefix: str) -> None:

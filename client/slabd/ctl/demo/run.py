@@ -13,6 +13,7 @@ from slabd.ctl.demo.crew import Crew
 from slabd.ctl.demo.loop import Loop
 from slabd.ctl.demo.messages import HANDLE_SECONDS
 from slabd.ctl.demo.summary import Ending, Summary
+from slabd.ctl.last_words import gone, log_tail
 from slabd.ctl.units import human_bytes
 from slabd.errors import DaemonUnavailable
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _LEAVING_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.01
-_LOG_LINES: Final = 3
 
 
 def run_demo(options: DemoOptions, found: Scan, display: Display) -> Summary:
@@ -75,10 +75,7 @@ def _run_with(daemon: slabd.PrivateDaemon, crew: Crew, options: DemoOptions, fou
 
 def _explained(error: ChildFailed | DaemonUnavailable, daemon: slabd.PrivateDaemon) -> Exception:
     """Return the error with what the daemon has to say to it."""
-    log = " | ".join(daemon.log().strip().splitlines()[-_LOG_LINES:])
-    if not daemon.running:
-        return DaemonUnavailable(f"the private daemon has ended; its log ends with: {log}")
-    return ChildFailed(f"{error}; the daemon's log ends with: {log}")
+    return gone(daemon) or ChildFailed(f"{error}; the daemon's log ends with: {log_tail(daemon)}")
 
 
 def _ending(connection: Connection, patience: float) -> Ending:
