@@ -5,12 +5,17 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from tests.fixtures.daemons import DaemonProcess
 from tests.fixtures.puppets import Puppet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("slabd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("slabd")
 
 
 @pytest.fixture(scope="session", autouse=True)

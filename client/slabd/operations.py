@@ -43,13 +43,14 @@ async def lease(  # an operation's arguments
         return []
     _check_batch(len(items), "sizes")
     request = pool_pb2.LeaseRequest(session=session.key, items=items, label=arguments.label(label), call_site=call_site)
-    wait = Deadline(arguments.seconds(timeout, "a timeout"))
+    patience = arguments.seconds(timeout, "a timeout")
+    wait = Deadline(patience)
     if session.returning.has_work():
         await session.returning.drain()
     while True:
         returned = session.returning.blocks_returned
         try:
-            return await _lease_once(session, request, wait)
+            return await _lease_once(session, request, wait, waits=patience != 0)
         except errors.LeaseTimeout:
             if wait.remaining is not None:
                 raise
@@ -62,14 +63,16 @@ async def lease(  # an operation's arguments
                 raise
 
 
-async def _lease_once(session: Session, request: pool_pb2.LeaseRequest, wait: Deadline) -> list[Holding]:
+async def _lease_once(
+    session: Session, request: pool_pb2.LeaseRequest, wait: Deadline, *, waits: bool
+) -> list[Holding]:
     request.sequence = session.returning.next_sequence()
     transport = session.line.transport
     remaining = _LONGEST_WAIT_SECONDS if wait.remaining is None else wait.remaining
     patience = Deadline(remaining)
 
     async def attempt(seconds: float) -> pool_pb2.LeaseResponse:
-        if not remaining:
+        if not waits:
             return await transport.unary(LEASE, request, seconds)
         left = max(patience.remaining or 0.0, _LEAST_WAIT_SECONDS)
         request.timeout.CopyFrom(arguments.duration(left))

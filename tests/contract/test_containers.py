@@ -31,7 +31,7 @@ def tool(name: str) -> pytest.MarkDecorator:
 
 def passes(name: str, *arguments: str | Path) -> None:
     """Run a tool; fail with what it says."""
-    done = subprocess.run([BIN / name, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([BIN / name, *arguments], capture_output=True, text=True, check=False, timeout=550)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

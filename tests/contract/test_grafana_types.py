@@ -38,7 +38,7 @@ def test_the_dashboards_have_grafanas_types(tmp_path: Path) -> None:
     place = tmp_path / "types"
     shutil.copytree(HERE, place)
     install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    subprocess.run(install, cwd=place, check=True, timeout=240)
+    subprocess.run(install, cwd=place, check=True, timeout=550)
     texts = {path.stem: path.read_text(encoding="utf-8") for path in FILES}
     overview = texts["slabd-overview"]
     assert all(right in overview for right in WRONGS)
@@ -53,5 +53,5 @@ def compiled(place: Path, boards: dict[str, str]) -> str:
         source = f"import type {{ Board }} from './types.js';\nexport const board: Board = {text};\n"
         (place / f"{name}.ts").write_text(source, encoding="utf-8")
     files = [f"{name}.ts" for name in boards]
-    done = subprocess.run([*COMPILE, *files], cwd=place, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([*COMPILE, *files], cwd=place, capture_output=True, text=True, timeout=550, check=False)
     return done.stdout + done.stderr

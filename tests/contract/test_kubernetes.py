@@ -33,7 +33,7 @@ needs_kubectl = pytest.mark.skipif(
 def built(name: str) -> str:
     """Return what kustomize makes."""
     command = ["kubectl", "kustomize", str(DEPLOY / name)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=550).stdout
 
 
 def manifests(name: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ def test_the_rules_are_those_of_prometheus() -> None:
 def test_manifests_are_valid(name: str) -> None:
     """By the schemas of Kubernetes, strictly; what comes from operators has none there."""
     command = [str(VALIDATE), "--strict", "-k", VERSION, "/dev/stdin"]
-    done = subprocess.run(command, input=built(name), capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, input=built(name), capture_output=True, text=True, check=False, timeout=550)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     unknown = set(re.findall(r"Couldn't find schema for kind (\w+)", said))

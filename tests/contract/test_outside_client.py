@@ -22,14 +22,14 @@ def test_grpc_js(daemon: DaemonProcess, tmp_path: Path) -> None:
     client = tmp_path / "client"
     shutil.copytree(HERE / "outside_client", client)
     subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=client, check=True, timeout=240
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=client, check=True, timeout=550
     )
     done = subprocess.run(
         ["node", "client.mjs", str(PROTO), f"unix:{daemon.runtime_dir}/slabd.sock"],
         cwd=client,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=550,
         check=False,
     )
     assert done.stdout == "leased, wrote, read, shared, opened, closed and released\n", done.stderr

@@ -158,12 +158,12 @@ def test_evicting_a_session(daemon: DaemonProcess, puppet: Callable[..., Puppet]
 
 def test_sessions_over_grpc_alone_expire() -> None:
     """A session without keep-alive is over after its TTL, and a keep-alive extends it."""
-    with DaemonProcess("--session-ttl-seconds", "1") as daemon:
+    with DaemonProcess("--session-ttl-seconds", "5") as daemon:
         key = daemon.pool.OpenSession(pool_pb2.OpenSessionRequest()).session.key
         daemon.pool.Lease(pool_pb2.LeaseRequest(session=key, items=[pool_pb2.LeaseItem(size=64)]))
         for _ in range(3):
             answer = daemon.pool.KeepSessionAlive(pool_pb2.KeepSessionAliveRequest(session=key))
-            assert answer.ttl.seconds == 1
+            assert answer.ttl.seconds == 5
         eventually(lambda: not daemon.sessions())
         assert daemon.used == 0
 

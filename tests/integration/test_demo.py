@@ -266,7 +266,7 @@ DEATHS = {
                 os.kill(os.getpid(), signal.SIGKILL)
             return honest(piece, view)
         reader.fill = fill
-        reader.HANDLE_SECONDS = 3.0  # its other thread may have shared what it will never tell of
+        reader.HANDLE_SECONDS = 15.0  # its other thread may have shared what it will never tell of
         child.main(reader.serve, read_only=False)
         """,
     ),
@@ -304,12 +304,16 @@ def test_somebody_who_stays_is_a_leak(tree: Path, tmp_path: Path, monkeypatch: p
         tmp_path,
         """\
         def serve(pool, pipe):
-            if not marker.exists():
-                marker.touch()
+            try:
+                marker.touch(exist_ok=False)
+            except FileExistsError:
+                pass  # the other worker was first
+            else:
                 os.dup(pool._session._attachment.connection.fileno())
-                if os.fork() == 0:
-                    time.sleep(3)
+                if (pid := os.fork()) == 0:
+                    time.sleep(600)
                     os._exit(0)
+                marker.write_text(str(pid))
             try:
                 worker.serve(pool, pipe)
             except EOFError:
@@ -317,7 +321,11 @@ def test_somebody_who_stays_is_a_leak(tree: Path, tmp_path: Path, monkeypatch: p
         child.main(serve, read_only=True)
         """,
     )
-    summary, _ = demo(tree, kill=False, programs=Programs(worker=forking))
+    try:
+        summary, _ = demo(tree, kill=False, programs=Programs(worker=forking))
+    finally:
+        (marker,) = tmp_path.glob("*.marker")
+        os.kill(int(marker.read_text()), signal.SIGKILL)
     assert "leaked: 1 session" in summary.problems
     assert summary.exit_code is ExitCode.WRONG
 

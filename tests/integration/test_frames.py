@@ -80,11 +80,15 @@ def test_frames_come_back(daemon: DaemonProcess) -> None:
         for number in range(3):
             hand_off(maker, reader, number)
             daemon.stats()  # which reads all lanes
-        before, misses = daemon.calls(), maker._cache.misses
-        for number in range(50):
-            hand_off(maker, reader, number)
-            daemon.stats()
-        assert (daemon.calls(), maker._cache.misses) == (before, misses)
+        # One that its reader keeps for a second does not come back, and on a busy machine that may happen.
+        for _ in range(5):
+            before, misses = daemon.calls(), maker._cache.misses
+            for number in range(50):
+                hand_off(maker, reader, number)
+                daemon.stats()
+            if nobody_asked := (daemon.calls(), maker._cache.misses) == (before, misses):
+                break
+        assert nobody_asked
     eventually(lambda: daemon.used == 0)
 
 

@@ -21,9 +21,9 @@ CLONED = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "proto", "se
 # A network and a /run of its own: others may use the ports and directories that the commands do not name.
 APART = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 APART_SETUP = "ip link set lo up\nmount -t tmpfs tmpfs /run\n"
-PATIENCE_SECONDS = 280
+PATIENCE_SECONDS = 800
 
-pytestmark = [needs_prometheus, pytest.mark.timeout(900)]
+pytestmark = [needs_prometheus, pytest.mark.timeout(1800)]
 
 
 def blocks() -> list[str]:

@@ -31,7 +31,7 @@ pytestmark = [
 def steps() -> dict[str, dict[str, Any]]:
     """What came of each step."""
     command = [str(FIXTURES / "user_systemd.sh"), sys.executable, str(FIXTURES / "systemd_main.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return {each["step"]: each for each in found}

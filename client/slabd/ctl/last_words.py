@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     import slabd
 
 _LOG_LINES: Final = 3
-# One that is killed closes its sockets first, and is seen to have ended a moment later.
-_DYING_SECONDS: Final = 1.0
+# One that is killed closes its sockets first, and is seen to have ended a moment later. So long it is waited for, if
+# the error says that it is not there, or if it does not.
+_DYING_SECONDS: Final = 10.0
+_LIVING_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.01
 
 
@@ -21,9 +23,10 @@ def log_tail(daemon: slabd.PrivateDaemon) -> str:
     return " | ".join(daemon.log().strip().splitlines()[-_LOG_LINES:])
 
 
-def gone(daemon: slabd.PrivateDaemon) -> DaemonUnavailable | None:
-    """Return the error that says so, with its log, if it has ended or does so now; else None, after a second."""
-    until = time.monotonic() + _DYING_SECONDS
+def gone(daemon: slabd.PrivateDaemon, error: Exception) -> DaemonUnavailable | None:
+    """Return the error that says so, with its log, if it has ended and `error` may come from that; else None."""
+    missed = isinstance(error, OSError) or DaemonUnavailable.__name__ in str(error)
+    until = time.monotonic() + (_DYING_SECONDS if missed else _LIVING_SECONDS)
     while daemon.running:
         if time.monotonic() > until:
             return None

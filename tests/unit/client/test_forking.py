@@ -10,7 +10,7 @@ import pytest
 from slabd import InheritedByFork, forking
 from slabd.forking import Gate
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 
 
 def in_thread(work: object) -> threading.Thread:

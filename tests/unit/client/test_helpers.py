@@ -50,7 +50,8 @@ def test_an_interrupt_leaves_the_call_to_itself() -> None:
     ended, go = threading.Event(), threading.Event()
 
     def call() -> None:
-        go.wait(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        go.wait(WAIT_SECONDS)
         ended.set()
 
     def ring(_number: int, _frame: FrameType | None) -> None:
@@ -58,7 +59,6 @@ def test_an_interrupt_leaves_the_call_to_itself() -> None:
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Alarm):
             call_safely(call)
     finally:
@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_the_call_to_itself() -> None:
     assert not ended.is_set()
     assert call_safely(lambda: 3) == 3
     go.set()
-    assert ended.wait(10)
+    assert ended.wait(WAIT_SECONDS)
 
 
 def test_a_finished_call_keeps_nothing_alive() -> None:
@@ -89,19 +89,19 @@ def test_an_interrupt_cancels_what_can_be_cancelled() -> None:
 
     def call() -> None:
         cancel_by(cancelled.set)
-        cancelled.wait(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        cancelled.wait(WAIT_SECONDS)
 
     def ring(_number: int, _frame: FrameType | None) -> None:
         raise Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Alarm):
             call_safely(call)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert cancelled.wait(10)
+    assert cancelled.wait(WAIT_SECONDS)
 
 
 def test_what_is_insisted_on_is_done_once_and_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import urllib.request
 from typing import Final
@@ -11,9 +12,16 @@ _LINE: Final = re.compile(r'grpc_server_started_total\{[^}]*grpc_service="slabd\
 
 
 def calls_made(metrics_address: str) -> int:
-    """Return how many calls of PoolService there have been. Looking is none: metrics have a server of their own."""
-    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=_SECONDS) as answer:  # http
-        return parse(answer.read().decode())
+    """Return how many calls of PoolService there have been. Looking is none: metrics have a server of their own.
+
+    Raises:
+        OSError: the daemon does not answer.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=_SECONDS) as answer:  # http
+            return parse(answer.read().decode())
+    except http.client.HTTPException as error:  # it has ended in the middle of its answer
+        raise ConnectionError(f"{metrics_address}: {error!r}") from error
 
 
 def parse(text: str) -> int:

@@ -96,7 +96,7 @@ def set_stage(options: BenchOptions, display: Display) -> Iterator[Stage]:
         try:
             yield stage
         except (ChildFailed, PeerFailed, OSError) as error:
-            if (end := gone(daemon)) is None:
+            if (end := gone(daemon, error)) is None:
                 raise
             raise end from error
 

@@ -75,7 +75,7 @@ def _run_with(daemon: slabd.PrivateDaemon, crew: Crew, options: DemoOptions, fou
 
 def _explained(error: ChildFailed | DaemonUnavailable, daemon: slabd.PrivateDaemon) -> Exception:
     """Return the error with what the daemon has to say to it."""
-    return gone(daemon) or ChildFailed(f"{error}; the daemon's log ends with: {log_tail(daemon)}")
+    return gone(daemon, error) or ChildFailed(f"{error}; the daemon's log ends with: {log_tail(daemon)}")
 
 
 def _ending(connection: Connection, patience: float) -> Ending:
