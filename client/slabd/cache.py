@@ -81,6 +81,8 @@ _TTL_MICROSECONDS_MAX: Final = 7 * 24 * 3600 * 10**6
 _RECALL_PAUSE_SECONDS: Final = 0.00005
 # How long it is looked for shared blocks that come back when nobody has them open any more.
 _BACK_SECONDS: Final = 5.0
+# How long somebody may wait to keep a block, which he need not.
+_KEEP_SECONDS: Final = 0.05
 # Seconds that a recall may take before the daemon is given up as gone in the middle of it.
 _RECALL_SECONDS: Final = 1.0
 
@@ -519,7 +521,8 @@ class Cache:
         slot, kind = block.name.slot, block.kind
         # In use until now, so the daemon has not recalled it. One that died in the cache may have been: then the slot
         # may be another lease's, and there is nothing to write about it.
-        mine = self._states[slot] == _IN_USE and self._generations[slot] == open_word(block.name.generation)
+        known = slot < len(self._states)  # the lane has no place for so high a slot, if that came by gRPC
+        mine = known and self._states[slot] == _IN_USE and self._generations[slot] == open_word(block.name.generation)
         if mine and kind is not None and not block.shared and len(kind.stack) < kind.cap:
             self._states[slot] = _CACHED
             self._put(Holding.again(self._holdings, self, kind, block), kind)
@@ -593,11 +596,13 @@ class Cache:
 
         So it is with one that could not be granted over the lane, because it had to be made ready first.
         """
-        with self._taking_in:
-            # An answer about a former block of this slot may be half taken in by a call that the garbage collector has
-            # interrupted in this thread.
-            if not self._collecting:
-                self._let_keep(holding, alignment)
+        # In the garbage collector, or called for a thread that waits, others may wait for what this one has.
+        if self._is_inside() or not self._taking_in.acquire(timeout=_KEEP_SECONDS):
+            return
+        try:
+            self._let_keep(holding, alignment)
+        finally:
+            self._taking_in.release()
 
     def _let_keep(self, holding: Holding, alignment: int) -> None:
         slot, size = holding.slot, holding.size

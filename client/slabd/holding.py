@@ -17,7 +17,6 @@ import itertools
 import os
 import weakref
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -288,20 +287,21 @@ class Holdings:
         self._wake()
 
     def bury_quiet(self) -> None:
-        """Forget deaths that somebody has waited for, when there are many."""
-        dead = self._dead
-        if len(dead) > _QUIET_DEATHS:
-            with suppress(IndexError):  # another thread does the same
-                while dead[0].bell.quiet:
-                    dead.popleft()
+        """Have deaths that somebody has waited for cleared away, when there are many; only `claim_dead` does it."""
+        if (count := len(self._dead)) and count % _QUIET_DEATHS == 0:
+            self._wake()
 
     def renumber(self, group: Iterable[Holding]) -> None:
         """Give blocks new serial numbers: no forked child has anything to do with them."""
         for holding in group:
-            record = self._records.pop(holding.serial, None)
-            if record is not None:
-                holding.serial = record.serial = self.next_serial()
-                self._records[holding.serial] = record
+            before, serial = holding.serial, self.next_serial()
+            if (record := self._records.get(before)) is None:
+                continue
+            # First the new number, so that another thread that gives the block back meanwhile finds it by either.
+            self._records[serial] = record
+            holding.serial = record.serial = serial
+            if self._records.pop(before, None) is None:
+                self._records.pop(serial, None)
 
     @property
     def records(self) -> dict[int, Any]:

@@ -224,6 +224,7 @@ def _may_have_happened(error: BaseException) -> bool:
 
 def _give_up(session: Session, holding: Holding) -> None:
     """Give a block back whose lease may be another session's by now; then the daemon takes no notice."""
+    holding.kind = holding.record.kind = None  # not to be leased again from the cache: it may be its next owner's
     holding.forget()
     claimed: list[Returnable | None] = []
     session.holdings.claim([holding.serial], claimed)

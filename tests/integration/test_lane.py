@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import re
@@ -18,6 +19,7 @@ from tests.fixtures.programs import program, run
 from tests.fixtures.puppets import Puppet, PuppetError
 
 import slabd
+import slabd.aio
 from slabd.ctl.__main__ import main as slabctl
 from slabd.helpers import call_safely
 from slabd_proto.v1 import admin_pb2
@@ -602,6 +604,25 @@ def test_what_comes_too_late_for_its_lease_touches_no_other(
         (found,) = [each for each in daemon.leases() if each.block.offset == next_lease.offset]
         assert (found.state, found.pending_opens) == (LEASED, 0)
         next_lease.release()
+
+
+async def test_a_transfer_whose_answer_is_lost_is_not_leased_again(daemon: DaemonProcess) -> None:
+    """It may be its next owner's by now: whoever leases here next has another block."""
+    async with await slabd.aio.connect(daemon.address) as pool:
+        for lease in [await pool.lease(100_000) for _ in range(3)]:
+            await lease.release()
+        given = await pool.lease(100_000)
+        offset = given.offset
+        task = asyncio.create_task(given.transfer(ttl=600))
+        await asyncio.sleep(0)
+        while not any(lease.pending_opens for lease in daemon.leases()):
+            await asyncio.sleep(0)
+            # The daemon has to do it before the loop hears of its answer: nothing else runs here meanwhile.
+            time.sleep(0.01)  # noqa: ASYNC251
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert offset not in [(await pool.lease(100_000)).offset for _ in range(8)]
 
 
 # -- many at once

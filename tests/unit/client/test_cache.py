@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tests.fixtures.hand_daemon import HandDaemon
+from tests.fixtures.hand_daemon import SLOTS, HandDaemon
 
 import slabd
 from slabd import cache as cache_module
 from slabd import lane as lane_module
 from slabd.handle import Handle
-from slabd.holding import Holding, Term
+from slabd.holding import BlockName, Holding, Term
 from slabd_proto.lane import ENDED, RING, State, Submission, Verb, Word, unpack_detail
 
 if TYPE_CHECKING:
@@ -503,9 +503,128 @@ def test_an_answer_gets_out_of_date_while_it_is_taken_in(daemon: HandDaemon, mon
     daemon.cache.collect()
     others[0].join()
     assert got[0].slot == slot
-    assert daemon.state(slot) is State.IN_USE
-    assert daemon.recall() == []
+    daemon.lane.flush()
+    daemon.read()
+    # What may not be kept is not recalled either, whatever its state.
+    assert daemon.state(slot) is State.IN_USE or not posts(daemon, Verb.KEEP)
     daemon.balances(in_use=1)
+
+
+def test_who_leases_inside_the_garbage_collector_does_not_wait_for_who_collects(
+    daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer that leases by gRPC, in a thread that is posting, and a thread that collects and wants to post."""
+    assert daemon.cache.ask(200, 1)
+    daemon.read()
+    (slot,) = daemon.owned
+    daemon.free(slot)
+    collecting, posting = threading.Event(), threading.Event()
+    reach, write = daemon.cache._note_dropped, daemon.lane._write_outbox
+    got: list[Holding] = []
+
+    def dropped(size: int) -> None:
+        collecting.set()
+        assert posting.wait(60)
+        reach(size)
+
+    def collected_garbage() -> bool:
+        if not posting.is_set():
+            assert collecting.wait(60)
+            posting.set()
+            got.append(daemon.lease_by_grpc(100))
+        return write()
+
+    monkeypatch.setattr(daemon.cache, "_note_dropped", dropped)
+    monkeypatch.setattr(daemon.lane, "_write_outbox", collected_garbage)
+    threads = [threading.Thread(target=each, daemon=True) for each in (daemon.cache.collect, daemon.lane.flush)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert got[0].kind is None
+
+
+def test_a_block_of_a_slot_that_the_lane_does_not_have_goes_back(daemon: HandDaemon) -> None:
+    """It came by gRPC, and its death ends nothing else."""
+    holding = Holding(daemon.holdings, BlockName(SLOTS, 1), 0, 64, 64, owned=True, cache=daemon.cache)
+    daemon.cache.adopted(holding)
+    daemon.cache.keep(holding, 1)
+    del holding
+    daemon.keep_house()
+    assert daemon.returned() == [SLOTS]
+
+
+@pytest.mark.parametrize("meanwhile", ["trimmed", "released"])
+def test_a_fork_while_another_thread_gives_back_what_was_cached(
+    daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """The block that gets a new number just then is given back all the same."""
+    warm(daemon, 100, 2)
+    daemon.cache.about_to_fork()
+    last = daemon.holdings.next_serial()
+
+    def switched() -> int:
+        monkeypatch.undo()
+        if meanwhile == "trimmed":
+            daemon.cache.tick(0.0)
+        else:
+            claimed: list[Any] = []
+            while (holding := daemon.cache.take(100, 1, "", None, None)) is not None:
+                holding.end_cycle(holding.cycle)
+                holding.let_go()
+                daemon.holdings.claim_let_go([holding], claimed)
+            for block in filter(None, claimed):
+                daemon.cache.take_back(block)
+        return daemon.holdings.next_serial()
+
+    monkeypatch.setattr(daemon.holdings, "next_serial", switched)
+    daemon.cache.has_forked(last)
+    daemon.keep_house()
+    daemon.cache.tick(0.0)
+    daemon.lane.flush()
+    daemon.read()
+    assert daemon.owned == {}
+
+
+def test_deaths_that_nobody_waited_for_are_not_cleared_away_with_the_others(daemon: HandDaemon) -> None:
+    """One thread closes blocks, another looks after the dead, a third drops some: each of these is claimed."""
+    over = threading.Event()
+    claimed: list[Any] = []
+    dropped = 0
+    failed: list[BaseException] = []
+
+    def close() -> None:
+        while not over.is_set():
+            holding = Holding(daemon.holdings, BlockName(5, 1), 0, 64, 64, owned=False)
+            holding.let_go()
+            daemon.holdings.claim([holding.serial], [])
+            holding.quietly_gone()
+
+    def keep_house() -> None:
+        try:
+            while not over.is_set():
+                daemon.holdings.claim_dead(claimed)
+        except BaseException as error:  # noqa: BLE001  # for the test
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    threads = [threading.Thread(target=each) for each in (close, keep_house)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while dropped < 5000:
+            Holding(daemon.holdings, BlockName(7, 1), 0, 64, 64, owned=False)
+            dropped += 1
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    daemon.holdings.claim_dead(claimed)
+    assert failed == []
+    assert sum(block is not None and block.name.slot == 7 for block in claimed) == dropped
 
 
 def test_what_is_idle_goes_back(daemon: HandDaemon) -> None:
