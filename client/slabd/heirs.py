@@ -51,9 +51,8 @@ class Heirs:
     """The children of one session's process that inherited blocks."""
 
     def __init__(self) -> None:
-        # Held from `about_to_fork` to `has_forked`: so no other thread is half-way through anything at the fork. In its
-        # own thread the garbage collector may come in between, with a `__del__` that gives a block back.
-        self._lock = threading.RLock()
+        # Held from `about_to_fork` to `has_forked`: so no other thread is half-way through anything at the fork.
+        self._lock = threading.Lock()
         self._forks: list[_Fork] = []
         self._leaving = False
         self._pipe: tuple[Descriptor, Descriptor] | None = None
@@ -94,7 +93,7 @@ class Heirs:
 
     def inherit(self) -> None:
         """In the child: keep the mouth, until `renounce`."""
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         if self._pipe is not None:
             ear, self._mouth = self._pipe
             ear.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,23 +41,6 @@ def test_without_children_nothing_is_kept() -> None:
     heirs = Heirs()
     assert not heirs.keep(block(1))
     assert (heirs.keeping, heirs.is_due(), heirs.due()) == (False, False, [])
-
-
-def test_a_finalizer_gives_back_inside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The garbage collector may run one in the middle of `keep`, in the same thread, which must not wait for itself."""
-    heirs, kept = Heirs(), []
-    fork_of = heirs._fork_of
-
-    def collected_garbage(serial: int) -> object:
-        monkeypatch.undo()
-        kept.append(heirs.keep(block(2)))
-        return fork_of(serial)
-
-    monkeypatch.setattr(heirs, "_fork_of", collected_garbage)
-    thread = threading.Thread(target=lambda: kept.append(heirs.keep(block(1))), daemon=True)
-    thread.start()
-    thread.join(60)
-    assert kept == [False, False]
 
 
 def test_a_block_is_kept_until_the_child_renounces() -> None:
