@@ -288,7 +288,8 @@ class Holdings:
 
     def bury_quiet(self) -> None:
         """Have deaths that somebody has waited for cleared away, when there are many; only `claim_dead` does it."""
-        if (count := len(self._dead)) and count % _QUIET_DEATHS == 0:
+        # Not in a forked child, where somebody who is not there may have the wake-up's lock.
+        if (count := len(self._dead)) and count % _QUIET_DEATHS == 0 and not self.inherited:
             self._wake()
 
     def renumber(self, group: Iterable[Holding]) -> None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import slabd
 
 _LOG_LINES: Final = 3
-# One that is killed closes its sockets first, and is seen to have ended a moment later. So long it is waited for, if
-# the error says that it is not there, or if it does not.
+# One that is killed closes its sockets first, and is seen to have ended a moment later. The first is how long that is
+# waited for when the error says that it is not there, the second when it says something else.
 _DYING_SECONDS: Final = 10.0
 _LIVING_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.01

@@ -587,6 +587,21 @@ def test_a_fork_while_another_thread_gives_back_what_was_cached(
     assert daemon.owned == {}
 
 
+@pytest.mark.parametrize("where", ["here", "in a forked child"])
+def test_many_quiet_deaths_wake_the_housekeeping_but_not_in_a_forked_child(
+    daemon: HandDaemon, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """There, the lock of what wakes may have been anybody's at the fork."""
+    if where == "in a forked child":
+        monkeypatch.setattr(daemon.holdings, "_process", -1)
+    before = daemon.wakes
+    for slot in range(1, 200):
+        holding = Holding(daemon.holdings, BlockName(slot, 1), 0, 64, 64, owned=True)
+        holding.let_go()
+        holding.quietly_gone()
+    assert (daemon.wakes > before) is (where == "here")
+
+
 def test_deaths_that_nobody_waited_for_are_not_cleared_away_with_the_others(daemon: HandDaemon) -> None:
     """One thread closes blocks, another looks after the dead, a third drops some: each of these is claimed."""
     over = threading.Event()
